@@ -1,0 +1,1 @@
+"""The seam to ComfyUI: the only package besides the nodes that imports it."""

@@ -1,0 +1,1 @@
+"""Node families that do not fit nodes.py: schemas and one call each."""
