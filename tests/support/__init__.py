@@ -1,0 +1,1 @@
+"""Builders and fixtures that several tests share; imported as `support.<module>`."""
