@@ -1,0 +1,218 @@
+"""Model files opened without reading their tensors: keys and shapes now, data when asked for.
+
+The content decides how a file is read, not its extension. Nothing here can run code from a file:
+pickles go through torch's weights-only reader.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+Shape = tuple[int, ...]
+
+_HEADER_LIMIT = 100_000_000  # the safetensors format's own limit
+_DTYPE_BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}
+_NOT_MODELS = (
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer, not the model itself (git clone without git-lfs)",
+    ),
+    (b"<!doctype html", "a web page, not a model (a download link that led to a page)"),
+    (b"<html", "a web page, not a model (a download link that led to a page)"),
+    (b"<?xml", "an XML page, not a model (a download link that led to an error page)"),
+    (b"{", "a JSON text, not a model (often an error message saved by a download)"),
+)
+_FETCH_AGAIN = "Delete it and download it again."
+
+
+class TensorMap(Mapping[str, torch.Tensor]):
+    """Tensors by name. Shapes are known at once; a tensor is read when it is looked up."""
+
+    def __init__(self, shapes: Mapping[str, Shape], load: Callable[[str], torch.Tensor]) -> None:
+        self._shapes = dict(shapes)
+        self._load = load
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> TensorMap:
+        """A map over tensors that are already there."""
+        held = dict(tensors)
+        return cls({key: tuple(value.shape) for key, value in held.items()}, held.__getitem__)
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        if key not in self._shapes:
+            raise KeyError(key)
+        return self._load(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def shape(self, key: str) -> Shape:
+        """Shape of one tensor; reads no data."""
+        return self._shapes[key]
+
+    def shapes(self) -> dict[str, Shape]:
+        """Shape of every tensor; reads no data."""
+        return dict(self._shapes)
+
+    def renamed(self, names: Mapping[str, str]) -> TensorMap:
+        """The tensors whose old name is a value of `names`, under their new names (the keys)."""
+        return TensorMap(
+            {new: self._shapes[old] for new, old in names.items()},
+            lambda new: self._load(names[new]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class TensorFile:
+    """A model file: its tensors under flat keys and its text metadata."""
+
+    tensors: TensorMap
+    metadata: Mapping[str, str]
+
+
+def open_tensor_file(path: Path) -> TensorFile:
+    """Open a .safetensors or torch pickle file by what it contains; ValueError if it is neither."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name}: there is no such file at {path}.")
+    with path.open("rb") as stream:
+        head = stream.read(64)
+    if not head.strip(b"\0"):
+        size = path.stat().st_size
+        found = "empty (0 bytes)" if size == 0 else "filled with zeros (an unfinished download)"
+        raise ValueError(f"{path.name} is {found}. {_FETCH_AGAIN}")
+    for start, meaning in _NOT_MODELS:
+        if head.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith(start):
+            raise ValueError(f"{path.name} is {meaning}. {_FETCH_AGAIN}")
+    if head[:2] in (b"PK", b"\x80\x02"):
+        return _open_pickle(path)
+    return _open_safetensors(path)
+
+
+def flatten(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+    """Nested dicts of tensors as one dict with dotted keys; values that are no tensors are left
+    out.
+    """
+    flat: dict[str, torch.Tensor] = {}
+    for key, value in state.items():
+        if isinstance(value, torch.Tensor):
+            flat[str(key)] = value
+        elif isinstance(value, TensorMap):
+            flat.update({f"{key}.{inner}": value[inner] for inner in value})
+        elif isinstance(value, Mapping):
+            prefix = "" if key == "state_dict" else f"{key}."
+            flat.update({prefix + inner: tensor for inner, tensor in flatten(value).items()})
+    return flat
+
+
+def _open_safetensors(path: Path) -> TensorFile:
+    header = _safetensors_header(path)
+    metadata = header.pop("__metadata__", {})
+    shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
+
+    def load(key: str) -> torch.Tensor:
+        with safe_open(os.fspath(path), framework="pt", device="cpu") as stored:
+            return stored.get_tensor(key)
+
+    return TensorFile(TensorMap(shapes, load), dict(metadata))
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    """The checked JSON header: every entry has a shape, a dtype and offsets that fit each other and
+    the file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= _HEADER_LIMIT:
+            raise ValueError(
+                f"{path.name} is neither a safetensors nor a torch file (its first bytes are "
+                f"{prefix!r}). {_FETCH_AGAIN}"
+            )
+        text = stream.read(length)
+    if len(text) < length:
+        raise ValueError(
+            f"{path.name} is truncated: its header is {length} bytes long, the whole file has "
+            f"{size}. {_FETCH_AGAIN}"
+        )
+    try:
+        header = json.loads(text)
+        end = max((_entry_end(key, entry) for key, entry in header.items()), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path.name} has a damaged safetensors header ({error}). {_FETCH_AGAIN}"
+        ) from error
+    if size < 8 + length + end:
+        raise ValueError(
+            f"{path.name} is truncated: its header promises {8 + length + end} bytes, the file has "
+            f"{size}. {_FETCH_AGAIN}"
+        )
+    return header
+
+
+def _entry_end(key: str, entry: Any) -> int:
+    """Where the data of a header entry end; ValueError if shape, dtype and offsets disagree."""
+    if key == "__metadata__":
+        return 0
+    begin, end = entry["data_offsets"]
+    dtype, shape = entry["dtype"], entry["shape"]
+    bits = _DTYPE_BITS.get(dtype) or int("".join(filter(str.isdigit, dtype.split("_")[0])))
+    if begin < 0 or any(not isinstance(side, int) or side < 0 for side in shape):
+        raise ValueError(f"'{key}' has the shape {shape}")
+    if (end - begin) * 8 != math.prod(shape) * bits:
+        raise ValueError(f"'{key}' {shape} {dtype} cannot be {end - begin} bytes")
+    return end
+
+
+def _open_pickle(path: Path) -> TensorFile:
+    try:
+        state = _load_weights(path)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path.name} contains Python objects or code, not only weights, and was not loaded "
+            "because such a file "
+            f"can run anything ({_first_line(error)}). Use a .safetensors version of the model."
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path.name} is a truncated or damaged torch file ({_first_line(error)}). "
+            f"{_FETCH_AGAIN}"
+        ) from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path.name} holds a {type(state).__name__}, expected a dict of tensors.")
+    return TensorFile(TensorMap.of(flatten(state)), {})
+
+
+def _load_weights(path: Path) -> Any:
+    """The pickled object; in torch's zip format its tensors stay on disk until they are used."""
+    if path.suffix.lower() == ".safetensors":  # torch.load would go by the wrong extension
+        with path.open("rb") as stream:
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    mmap = zipfile.is_zipfile(path) or None
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _first_line(error: BaseException) -> str:
+    """A short form of a library's message."""
+    text = str(error)
+    for marker in ("Unsupported global: ", "Unsupported operand "):
+        if marker in text:
+            text = marker + text.split(marker, 1)[1]
+            break
+    return text.split("\n", 1)[0].split(" was not an allowed", 1)[0][:160] or type(error).__name__
