@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.adapters import shapes_of, synthetic_adapter
+from support.official import official
 from torch import Tensor, nn
 
 from ipadapter.projection import Resampler, build_projector
@@ -103,6 +104,55 @@ def test_tiny_matches_diffusers(family: Family, base: str) -> None:
 @pytest.mark.parametrize(("family", "base"), FULL)
 def test_full_size_matches_diffusers(family: Family, base: str) -> None:
     compare_with_diffusers(family, base, tiny=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", [Family.FACEID_PLUS_V2, Family.KOLORS_FACEID_PLUS])
+def test_shortcut_matches_diffusers(family: Family) -> None:
+    pytest.importorskip("diffusers")
+    spec, tensors, projector = make(family, "SDXL", depth=4, num_tokens=4)
+    reference = diffusers_projection(tensors)
+    reference.shortcut, reference.shortcut_scale = True, 0.7
+    x = inputs(spec)
+    result = projector(x["face"], x["hidden"], scale=0.7, shortcut=True)
+    assert (result - theirs(spec, reference, x)).abs().max() <= TOLERANCE
+
+
+def official_projection(family: Family, tensors: dict[str, Tensor]) -> nn.Module:
+    """The official package's projector for a family."""
+    shapes = shapes_of(tensors)
+    if family is Family.STANDARD:
+        (width,) = shapes["norm.weight"]
+        return official("ip_adapter").ImageProjModel(width, shapes["proj.weight"][1], 4)
+    if family is Family.FULL_FACE:
+        return official("ip_adapter").MLPProjModel(
+            shapes["proj.3.weight"][0], shapes["proj.0.weight"][0]
+        )
+    if family in (Family.FACEID, Family.PORTRAIT):
+        (width,), rows = shapes["norm.weight"], shapes["proj.2.weight"][0]
+        return official("ip_adapter_faceid").MLPProjModel(width, 512, rows // width)
+    _, queries, dim = shapes["latents"]
+    return official("resampler").Resampler(
+        dim=dim,
+        depth=4,
+        heads=shapes["layers.0.0.to_q.weight"][0] // 64,
+        num_queries=queries,
+        embedding_dim=shapes["proj_in.weight"][1],
+        output_dim=shapes["proj_out.weight"][0],
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("family", "base"), [row for row in FULL if "Plus" not in row[0].value or row[0] is Family.PLUS]
+)
+def test_full_size_matches_the_official_package(family: Family, base: str) -> None:
+    spec, tensors, projector = make(family, base, tiny=False)
+    reference = official_projection(family, tensors)
+    reference.load_state_dict(tensors, assign=True)
+    x = inputs(spec)
+    difference = ours(spec, projector, x) - theirs(spec, reference, x)
+    assert difference.abs().max() <= TOLERANCE
 
 
 def test_building_takes_the_files_tensors_as_they_are() -> None:
