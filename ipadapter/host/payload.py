@@ -1,0 +1,70 @@
+"""What travels on an IPADAPTER wire: this pack's own adapters, and what other packs' loaders put
+there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..adapter import Adapter
+from ..checkpoint import checkpoint_from_dict
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """An adapter with what its loader found for it: encoder and face analysis."""
+
+    adapter: Adapter
+    clip_vision: Any = None
+    insightface: Any = None
+
+    def __deepcopy__(self, memo: dict) -> Pipeline:
+        """Immutable."""
+        return self
+
+
+def pipeline_of(value: Any) -> Pipeline:
+    """Understand an IPADAPTER payload.
+
+    Accepts an Adapter or a Pipeline of this pack, the raw `{"image_proj", "ip_adapter"}` dict of
+    other packs' model loaders, and their pipeline dict `{"clipvision", "ipadapter",
+    "insightface"}`.
+    """
+    if isinstance(value, Pipeline):
+        return value
+    if isinstance(value, Adapter):
+        return Pipeline(value)
+    if isinstance(value, Mapping) and "ipadapter" in value:
+        return _from_foreign_pipeline(value)
+    if isinstance(value, Mapping) and "image_proj" in value:
+        return Pipeline(
+            Adapter.from_checkpoint(checkpoint_from_dict(value, "the connected IPADAPTER"))
+        )
+    raise ValueError(
+        f"The ipadapter input received a {type(value).__name__}: expected the output of IPAdapter "
+        f"Model Loader or "
+        "IPAdapter Unified Loader."
+    )
+
+
+def _from_foreign_pipeline(value: Mapping[str, Any]) -> Pipeline:
+    def model(part: str) -> Any:
+        return (value.get(part) or {}).get("model")
+
+    raw = model("ipadapter")
+    if raw is None:
+        raise ValueError(
+            "The connected IPADAPTER pipeline holds no adapter: its loader found none. Pick "
+            "another "
+            ""
+            "preset, or use "
+            "IPAdapter Model Loader."
+        )
+    name = str((value["ipadapter"] or {}).get("file") or "the connected IPADAPTER")
+    adapter = (
+        pipeline_of(raw).adapter
+        if not isinstance(raw, Mapping)
+        else Adapter.from_checkpoint(checkpoint_from_dict(raw, name))
+    )
+    return Pipeline(adapter, model("clipvision"), model("insightface"))

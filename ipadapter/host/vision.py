@@ -1,0 +1,86 @@
+"""Reading images with a CLIP_VISION: what an adapter's projector is fed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.clip_vision import ClipVisionModel
+from torch import Tensor
+
+from ..spec import AdapterSpec, EmbedSource, encoder_name
+
+_CHUNK = 16  # images per encoder call when the node does not say
+
+_OUTPUT = {EmbedSource.POOLED: "image_embeds", EmbedSource.HIDDEN: "penultimate_hidden_states"}
+_OUTPUT[EmbedSource.FACE_AND_HIDDEN] = _OUTPUT[EmbedSource.HIDDEN]
+
+
+def check_encoder(clip_vision: Any, adapter: str, spec: AdapterSpec) -> None:
+    """Raise ValueError if there is no encoder."""
+    if clip_vision is None:
+        raise ValueError(
+            f"{adapter} needs a CLIP Vision encoder ({spec.encoder_name}) and none is connected: "
+            f"add Load CLIP Vision "
+            "with that encoder from models/clip_vision. If it is connected, the file it loads is "
+            "not an image encoder."
+        )
+
+
+def encode(clip_vision: Any, images: Tensor, source: EmbedSource, batch_size: int = 0) -> Tensor:
+    """Encode images in chunks.
+
+    images: (images, height, width, channels), 0..1. batch_size: images per call, 0 for the default.
+    Returns (images, width) pooled embeddings or (images, patches, width) hidden states, fp32.
+    """
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(
+            f"The reference image batch has shape {tuple(images.shape)}: expected (images, height, "
+            f"width, 3) with at "
+            "least one image. Connect an IMAGE output that holds a picture."
+        )
+    parts = []
+    for chunk in images.split(batch_size or _CHUNK):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        output = clip_vision.encode_image(chunk[..., :3], crop=True)
+        parts.append(getattr(output, _OUTPUT[source]).float())
+    return torch.cat(parts)
+
+
+def encode_nothing(clip_vision: Any, like: Tensor, source: EmbedSource) -> Tensor:
+    """The negative of no negative image: (1, ...) features, as the reference makes them.
+
+    Pooled: zeros. Hidden states: those of an all-zero normalised picture, which is the encoder's
+    mean grey and not black (`diffusers`, `zeros_like(pixel_values)`).
+    """
+    if source is EmbedSource.POOLED:
+        return torch.zeros_like(like[:1])
+    if isinstance(clip_vision, ClipVisionModel):
+        return _encode_zero_pixels(clip_vision).float()
+    size = getattr(clip_vision, "image_size", 224)
+    mean = torch.tensor(getattr(clip_vision, "image_mean", (0.481, 0.458, 0.408)))
+    return encode(clip_vision, mean.expand(1, size, size, 3), source)
+
+
+def _encode_zero_pixels(clip_vision: ClipVisionModel) -> Tensor:
+    comfy.model_management.load_model_gpu(clip_vision.patcher)
+    size = clip_vision.image_size
+    pixels = torch.zeros(1, 3, size, size, device=clip_vision.load_device)
+    every = getattr(clip_vision, "return_all_hidden_states", False)
+    hidden = clip_vision.model(pixel_values=pixels, intermediate_output="all" if every else -2)[1]
+    return (hidden[:, -2] if every else hidden).to(comfy.model_management.intermediate_device())
+
+
+def check_width(features: Tensor, adapter: str, spec: AdapterSpec) -> None:
+    """Raise ValueError unless features are as wide as the adapter's projector expects."""
+    if features.shape[-1] == spec.embed_dim:
+        return
+    source = EmbedSource.POOLED if spec.embed_source is EmbedSource.POOLED else EmbedSource.HIDDEN
+    raise ValueError(
+        f"{adapter} needs {spec.encoder_name}, got {encoder_name(source, features.shape[-1])}. "
+        f"Load "
+        f""
+        f"the encoder it "
+        "needs in Load CLIP Vision (folder models/clip_vision)."
+    )

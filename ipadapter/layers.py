@@ -1,0 +1,265 @@
+"""Where a UNet attends to text, which adapter layer belongs there, and how strong each layer acts.
+
+The order of an adapter's `to_k_ip` entries is the reference's: every `attn2` of the down path, then
+the up path, then the middle (diffusers' `attn_processors`). In ComfyUI's words: input, output,
+middle. Nothing is hand-numbered: the layout is read from the loaded UNet, so SD1.5, SD2, SDXL,
+SSD-1B, Vega and any UNet of the kind work alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+
+class BlockId(NamedTuple):
+    """ComfyUI's name of one transformer block: `("input", 4, 1)`."""
+
+    name: str
+    number: int
+    index: int
+
+
+class Source(str, Enum):
+    """Whose tokens a row of a layer receives."""
+
+    IMAGE = "image"
+    NEGATIVE = "negative"
+    ZERO = "zero"
+    SECOND_IMAGE = "second image"
+
+
+class WeightType(str, Enum):
+    """How a weight spreads over the layers. Values are the widget strings of the de facto nodes."""
+
+    LINEAR = "linear"
+    EASE_IN = "ease in"
+    EASE_OUT = "ease out"
+    EASE_IN_OUT = "ease in-out"
+    REVERSE_IN_OUT = "reverse in-out"
+    WEAK_INPUT = "weak input"
+    WEAK_OUTPUT = "weak output"
+    WEAK_MIDDLE = "weak middle"
+    STRONG_MIDDLE = "strong middle"
+    STYLE = "style transfer"
+    COMPOSITION = "composition"
+    STRONG_STYLE = "strong style transfer"
+    STYLE_AND_COMPOSITION = "style and composition"
+    STYLE_PRECISE = "style transfer precise"
+    COMPOSITION_PRECISE = "composition precise"
+    STRONG_STYLE_AND_COMPOSITION = "strong style and composition"
+
+
+WEIGHT_TYPES: tuple[str, ...] = tuple(
+    kind.value for kind in WeightType if kind is not WeightType.STRONG_STYLE_AND_COMPOSITION
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One text cross-attention of a UNet.
+
+    transformer: index of its SpatialTransformer in execution order (input, middle, output), the `t`
+    of weight types.
+    width: heads x dim_head, the width of query, key and value. depth: transformer blocks in its
+    SpatialTransformer.
+    """
+
+    block: BlockId
+    transformer: int
+    width: int
+    depth: int = 1
+
+
+@dataclass(frozen=True)
+class UNetLayout:
+    """Every text cross-attention of a UNet, in adapter order."""
+
+    layers: tuple[Layer, ...]
+    context_dim: int
+    name: str = "a UNet"
+
+    @property
+    def transformers(self) -> int:
+        """Number of SpatialTransformers: 16 for SD1.5, 11 for SDXL."""
+        return len({layer.transformer for layer in self.layers})
+
+    def check(self, widths: Sequence[int], token_dim: int, adapter: str) -> None:
+        """Raise ValueError unless an adapter with these layer widths and token width fits this
+        UNet."""
+        found = tuple(layer.width for layer in self.layers)
+        if tuple(widths) == found and token_dim == self.context_dim:
+            return
+        raise ValueError(
+            f"{adapter} does not fit this MODEL: the adapter has {_describe(widths, token_dim)}, "
+            f"the MODEL is "
+            f"{self.name} with {_describe(found, self.context_dim)}. Load an adapter made for "
+            f"{self.name}, "
+            f"or a checkpoint of the adapter's base."
+        )
+
+
+def _describe(widths: Sequence[int], token_dim: int) -> str:
+    sizes = ", ".join(str(width) for width in sorted(set(widths)))
+    return f"{len(widths)} layers of width {sizes} and cross-attention width {token_dim}"
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """What one layer does: the strength, and whose tokens the cond and uncond rows receive."""
+
+    weight: float
+    cond: Source = Source.IMAGE
+    uncond: Source = Source.NEGATIVE
+
+
+@dataclass(frozen=True)
+class StyleLayers:
+    """Blocks that carry style and composition (InstantStyle, arXiv 2404.02733; SD1.5 as found by
+    its users)."""
+
+    style: frozenset[tuple[str, int]]
+    composition: Mapping[tuple[str, int], float] = field(default_factory=dict)
+
+
+_SDXL_STYLE = StyleLayers(frozenset({("output", 1)}), {("input", 8): 1.0})
+_SD15_STYLE = StyleLayers(
+    frozenset({*(("input", n) for n in (1, 2, 4, 5)), *(("output", n) for n in range(5, 12))}),
+    {("input", 7): 0.25, ("input", 8): 1.0},
+)
+
+
+def style_layers(layout: UNetLayout) -> StyleLayers:
+    """Style and composition blocks of a layout: SDXL's, SD1.5's, else the last input block against
+    all outputs."""
+    blocks = {layer.block[:2] for layer in layout.layers}
+    if {("input", 8), ("output", 1)} <= blocks and ("input", 1) not in blocks:
+        return _SDXL_STYLE
+    if {("input", 1), ("input", 8), ("output", 11)} <= blocks:
+        return _SD15_STYLE
+    inputs = sorted(number for name, number in blocks if name == "input")
+    composition = {("input", inputs[-1]): 1.0} if inputs else {}
+    style = {block for block in blocks if block[0] != "middle" and block not in composition}
+    return StyleLayers(frozenset(style), composition)
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """The numbers of an Apply node.
+
+    weight: the main weight. composition: weight of composition layers in the combined types (1
+    unless a node sets it). boost: weight of the layers that a precise type pushes away from; `None`
+    means the main weight.
+    """
+
+    weight: float = 1.0
+    composition: float = 1.0
+    boost: float | None = None
+
+    @property
+    def push(self) -> float:
+        """Strength of the swapped layers in a precise type."""
+        return self.weight if self.boost is None else self.boost
+
+
+class _Spot(NamedTuple):
+    """A layer as a weight type sees it."""
+
+    name: str
+    position: float  # t / number of transformers
+    style: bool
+    composition: float  # 0 where the layer carries no composition
+
+
+_Rule = Callable[[_Spot, Strengths], LayerRule]
+
+
+def _scaled(factor: Callable[[_Spot], float]) -> _Rule:
+    return lambda spot, strengths: LayerRule(strengths.weight * factor(spot))
+
+
+def _ramp(shape: Callable[[float], float]) -> _Rule:
+    return _scaled(lambda spot: 0.05 + 0.95 * shape(spot.position))
+
+
+def _weak(*names: str) -> _Rule:
+    return _scaled(lambda spot: 0.2 if spot.name in names else 1.0)
+
+
+def _swapped(weight: float) -> LayerRule:
+    """The image goes to the uncond rows and nothing to the cond rows: guidance then pushes away
+    from it."""
+    return LayerRule(weight, cond=Source.ZERO, uncond=Source.IMAGE)
+
+
+def _combined(spot: _Spot, strengths: Strengths, elsewhere: float) -> LayerRule:
+    if spot.composition:
+        return LayerRule(strengths.composition * spot.composition, cond=Source.SECOND_IMAGE)
+    return LayerRule(strengths.weight if spot.style else elsewhere)
+
+
+def _style_precise(spot: _Spot, strengths: Strengths) -> LayerRule:
+    if spot.composition:
+        return _swapped(strengths.push * spot.composition)
+    return LayerRule(strengths.weight if spot.style else 0.0)
+
+
+def _composition_precise(spot: _Spot, strengths: Strengths) -> LayerRule:
+    if spot.composition:
+        return LayerRule(strengths.weight * spot.composition)
+    return _swapped(strengths.push if spot.style else 0.1 * strengths.push)
+
+
+_RULES: Mapping[WeightType, _Rule] = {
+    WeightType.LINEAR: _scaled(lambda _spot: 1.0),
+    WeightType.EASE_IN: _ramp(lambda x: 1.0 - x),
+    WeightType.EASE_OUT: _ramp(lambda x: x),
+    WeightType.EASE_IN_OUT: _ramp(lambda x: 1.0 - abs(x - 0.5) * 2.0),
+    WeightType.REVERSE_IN_OUT: _ramp(lambda x: abs(x - 0.5) * 2.0),
+    WeightType.WEAK_INPUT: _weak("input"),
+    WeightType.WEAK_OUTPUT: _weak("output"),
+    WeightType.WEAK_MIDDLE: _weak("middle"),
+    WeightType.STRONG_MIDDLE: _weak("input", "output"),
+    WeightType.STYLE: _scaled(lambda spot: 1.0 if spot.style else 0.0),
+    WeightType.COMPOSITION: _scaled(lambda spot: spot.composition),
+    WeightType.STRONG_STYLE: _scaled(lambda spot: 0.0 if spot.composition else 1.0),
+    WeightType.STYLE_AND_COMPOSITION: lambda spot, s: _combined(spot, s, elsewhere=0.0),
+    WeightType.STRONG_STYLE_AND_COMPOSITION: lambda spot, s: _combined(
+        spot._replace(composition=1.0 if spot.composition else 0.0), s, elsewhere=s.weight
+    ),
+    WeightType.STYLE_PRECISE: _style_precise,
+    WeightType.COMPOSITION_PRECISE: _composition_precise,
+}
+
+
+def layer_rules(
+    layout: UNetLayout,
+    kind: WeightType,
+    strengths: Strengths,
+    factors: Mapping[int, float] | None = None,
+) -> tuple[LayerRule, ...]:
+    """What each layer of a layout does, in adapter order.
+
+    factors: transformer index -> multiplier ("Mad Scientist"); it replaces the weight type's own
+    strengths, layers that it does not name rest. The precise types keep their swap of cond and
+    uncond.
+    """
+    styles, count = style_layers(layout), layout.transformers
+    rules = []
+    for layer in layout.layers:
+        where = (layer.block.name, layer.block.number)
+        spot = _Spot(
+            layer.block.name,
+            layer.transformer / count,
+            where in styles.style,
+            styles.composition.get(where, 0.0),
+        )
+        rule = _RULES[kind](spot, strengths)
+        if factors is not None:
+            rule = LayerRule(
+                strengths.weight * factors.get(layer.transformer, 0.0), rule.cond, rule.uncond
+            )
+        rules.append(rule)
+    return tuple(rules)

@@ -1,0 +1,160 @@
+"""Inputs that several nodes share, each described once. Names, order, ranges and defaults are the
+de facto ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import TypeVar
+
+from comfy_api.latest import io
+
+from ..folding import EmbedsScaling
+from ..layers import WEIGHT_TYPES
+
+IPAdapterWire = io.Custom("IPADAPTER")
+COMBINE_EMBEDS = ("concat", "add", "subtract", "average", "norm average")
+
+_Choice = TypeVar("_Choice", bound=Enum)
+
+
+def chosen(kind: type[_Choice], value: str, name: str) -> _Choice:
+    """A widget string as its enum. Older hosts do not check the strings that a client sends, so
+    this does."""
+    try:
+        return kind(value)
+    except ValueError:
+        options = ", ".join(repr(member.value) for member in kind)
+        raise ValueError(f"{name} is {value!r}: expected one of {options}.") from None
+
+
+def model() -> io.Input:
+    return io.Model.Input(
+        "model", tooltip="The checkpoint's MODEL. It stays unchanged; the output is a patched copy."
+    )
+
+
+def ipadapter(optional: bool = False) -> io.Input:
+    return IPAdapterWire.Input(
+        "ipadapter",
+        optional=optional,
+        tooltip="The adapter: from IPAdapter Unified Loader or Model Loader.",
+    )
+
+
+def image(name: str = "image", tooltip: str = "Reference picture, or a batch of them.") -> io.Input:
+    return io.Image.Input(name, tooltip=tooltip)
+
+
+def weight(
+    name: str = "weight",
+    low: float = -1.0,
+    high: float = 5.0,
+    default: float = 1.0,
+    step: float = 0.05,
+) -> io.Input:
+    return io.Float.Input(
+        name,
+        default=default,
+        min=low,
+        max=high,
+        step=step,
+        tooltip="Strength of the image prompt. 0: off. Typical: 0.5 to 0.8 with a text prompt, 1.0 "
+        "without.",
+    )
+
+
+def weight_type() -> io.Input:
+    return io.Combo.Input(
+        "weight_type",
+        options=list(WEIGHT_TYPES),
+        tooltip="Which layers act. linear: all alike. style transfer: colours and technique. "
+        "composition: layout only.",
+    )
+
+
+def combine_embeds(default: str = "concat") -> io.Input:
+    return io.Combo.Input(
+        "combine_embeds",
+        options=list(COMBINE_EMBEDS),
+        default=default,
+        tooltip="How several reference pictures become one prompt. concat keeps all of them; "
+        "average mixes.",
+    )
+
+
+def start_end() -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "start_at",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip="When the adapter begins to act: 0 is the first step. Later starts leave "
+            "layout "
+            ""
+            "to the text.",
+        ),
+        io.Float.Input(
+            "end_at",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip="When the adapter stops: 1 is the last step. Earlier ends leave details to the "
+            "text.",
+        ),
+    ]
+
+
+def embeds_scaling() -> io.Input:
+    return io.Combo.Input(
+        "embeds_scaling",
+        options=[scaling.value for scaling in EmbedsScaling],
+        tooltip="What the weight scales. V only is the reference. The others keep high weights "
+        "from "
+        ""
+        "burning out.",
+    )
+
+
+def image_negative() -> io.Input:
+    return io.Image.Input(
+        "image_negative",
+        optional=True,
+        tooltip="Picture to move away from. Left open: the reference's neutral grey.",
+    )
+
+
+def attn_mask() -> io.Input:
+    return io.Mask.Input(
+        "attn_mask",
+        optional=True,
+        tooltip="Where the adapter acts: white on, black off. Any size of the picture's shape.",
+    )
+
+
+def clip_vision() -> io.Input:
+    return io.ClipVision.Input(
+        "clip_vision",
+        optional=True,
+        tooltip="The image encoder. Needed with IPAdapter Model Loader; the Unified Loader brings "
+        "its own.",
+    )
+
+
+def negative_mask_vision() -> list[io.Input]:
+    """The three optional sockets that close most Apply nodes."""
+    return [image_negative(), attn_mask(), clip_vision()]
+
+
+def patched_model() -> io.Output:
+    return io.Model.Output(display_name="MODEL", tooltip="The MODEL with the image prompt in it.")
+
+
+def check_choice(value: str, options: Sequence[str], name: str) -> str:
+    """Like `chosen`, for a plain list of strings."""
+    if value not in options:
+        raise ValueError(f"{name} is {value!r}: expected one of {', '.join(map(repr, options))}.")
+    return value

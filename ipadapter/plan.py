@@ -1,0 +1,75 @@
+"""From an adapter and an image prompt to the keys and values of each layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from .adapter import Adapter
+from .folding import EmbedsScaling, LayerKeyValue, fold
+from .layers import Layer, LayerRule, Strengths, UNetLayout, WeightType, layer_rules
+from .prompt import ImagePrompt
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How strongly a prompt acts, layer by layer.
+
+    weights: one for all latents, or one per latent (per frame). factors: transformer index ->
+    multiplier, which replaces the weight type's strengths.
+    """
+
+    weights: tuple[float, ...] = (1.0,)
+    kind: WeightType = WeightType.LINEAR
+    scaling: EmbedsScaling = EmbedsScaling.V_ONLY
+    composition: float = 1.0
+    boost: float | None = None
+    factors: Mapping[int, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse weights that are no numbers."""
+        if not self.weights:
+            raise ValueError(
+                "The list of weights is empty: expected one weight, or one per latent."
+            )
+        for number, weight in enumerate(self.weights):
+            if not math.isfinite(weight):
+                raise ValueError(
+                    f"Weight {number} is {weight}: expected a finite number, usually 0 to 1.2."
+                )
+
+    def rules(self, layout: UNetLayout) -> tuple[tuple[LayerRule, ...], ...]:
+        """Per layer: one rule per weight."""
+        per_weight = [
+            layer_rules(
+                layout, self.kind, Strengths(weight, self.composition, self.boost), self.factors
+            )
+            for weight in self.weights
+        ]
+        return tuple(zip(*per_weight, strict=True))
+
+
+def fold_layers(
+    adapter: Adapter,
+    layout: UNetLayout,
+    prompt: ImagePrompt,
+    plan: Plan,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[tuple[Layer, LayerKeyValue]]:
+    """Keys and values of every layer that acts, weights folded in; layers of weight 0 are left out.
+
+    device: where to project; dtype: in which the result is kept. Raises ValueError if the adapter
+    is made for another base than the layout's.
+    """
+    layout.check(adapter.spec.layer_widths, adapter.spec.token_dim, adapter.name)
+    rules = plan.rules(layout)
+    acting = [any(rule.weight for rule in per_weight) for per_weight in rules]
+    projected = adapter.key_values(prompt, device, acting)
+    for layer, per_weight, acts in zip(layout.layers, rules, acting, strict=True):
+        folded = fold(next(projected), per_weight, plan.scaling, dtype) if acts else None
+        if folded is not None:
+            yield layer, folded
