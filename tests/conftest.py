@@ -13,9 +13,11 @@ from types import ModuleType
 
 import pytest
 import torch
+from _pytest.terminal import TerminalReporter
 
 ROOT = Path(__file__).resolve().parents[1]
-TIERS = ("host", "server", "browser")
+# Folders of tests in the order in which they run: the fast ones first.
+TIERS = ("core", "host", "server", "browser")
 
 
 def load_package(name: str, folder: Path) -> ModuleType:
@@ -39,18 +41,37 @@ load_package("support", ROOT / "tests" / "support")
 torch.set_num_threads(int(os.environ.get("IMAGE_PROMPT_TEST_THREADS", "1")))
 
 
+def tier_of(path: Path) -> str:
+    """The tier whose folder `path` lies in; tests elsewhere count as core."""
+    tier = path.resolve().relative_to(ROOT / "tests").parts[0]
+    return tier if tier in TIERS else "core"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests by folder; leave slow ones out unless -m or a test id asks for them."""
+    """Mark and order tests by folder; leave slow ones out unless -m or a test id asks for them."""
+    items.sort(key=lambda item: TIERS.index(tier_of(item.path)))
     for item in items:
-        for tier in TIERS:
-            if ROOT / "tests" / tier in item.path.parents:
-                item.add_marker(tier)
+        if (tier := tier_of(item.path)) != "core":
+            item.add_marker(tier)
     if "slow" in config.option.markexpr or any("::" in argument for argument in config.args):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
     if slow:
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Say how long each tier took."""
+    seconds: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for reports in terminalreporter.stats.values():
+        for report in (report for report in reports if isinstance(report, pytest.TestReport)):
+            tier = tier_of(ROOT / report.nodeid.split("::")[0])
+            seconds[tier] = seconds.get(tier, 0.0) + report.duration
+            counts[tier] = counts.get(tier, 0) + (report.when == "call" or report.skipped)
+    for tier in (tier for tier in TIERS if tier in counts):
+        terminalreporter.write_line(f"{tier}: {counts[tier]} tests in {seconds[tier]:.1f} s")
 
 
 @pytest.fixture

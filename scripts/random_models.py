@@ -1,0 +1,170 @@
+"""Writes models with seeded random weights that ComfyUI's own loaders take, for want of real ones.
+
+Runs in this repository's environment: `python scripts/python.py scripts/random_models.py FOLDER`.
+The pictures they make mean nothing, but every step on the way to them is the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+Shapes = Mapping[str, torch.Size]
+
+# One level of Stable Diffusion 1.5, at its width: what CheckpointLoaderSimple takes for SD1.5.
+UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "channel_mult": [1],
+    "num_res_blocks": [1],
+    "transformer_depth": [1],
+    "transformer_depth_output": [1, 1],
+    "transformer_depth_middle": 1,
+    "num_heads": 8,
+    "context_dim": 768,
+    "use_spatial_transformer": True,
+    "legacy": False,
+}
+# Cross-attention layers in the order of adapter files: input, output, output, middle.
+ADAPTER_WIDTHS = (320, 320, 320, 320)
+TOKEN_DIM = 768
+IMAGE_DIM = 768  # what CLIP ViT-L projects an image to
+NUM_TOKENS = 4
+
+
+def random_state(shapes: Shapes, seed: int) -> State:
+    """Weights of these shapes that keep the variance of what passes through; neutral norms."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, shape in shapes.items():
+        if len(shape) > 1:
+            scale = 1 / math.sqrt(math.prod(shape[1:]))
+            tensor = torch.randn(shape, generator=generator).mul_(scale)
+        elif name.endswith("weight"):
+            tensor = torch.ones(shape)
+        else:
+            tensor = torch.zeros(shape)
+        state[name] = tensor.half()
+    return state
+
+
+def shapes_of(module: nn.Module) -> Shapes:
+    """The shape of every tensor of a module, by name."""
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def checkpoint() -> State:
+    """UNet, text encoder and image decoder in the layout of an SD1.5 checkpoint."""
+    parts = {
+        "model.diffusion_model.": random_state(shapes_of(unet()), seed=1),
+        "cond_stage_model.transformer.": random_state(shapes_of(text_encoder()), seed=2),
+        "first_stage_model.": autoencoder(seed=3),
+    }
+    return {
+        prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()
+    }
+
+
+def unet() -> nn.Module:
+    """The host's UNet without weights."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    return UNetModel(**UNET, device="meta", operations=comfy.ops.disable_weight_init)
+
+
+def text_encoder() -> nn.Module:
+    """The host's CLIP-L text encoder without weights."""
+    import comfy
+    import comfy.ops
+    from comfy.clip_model import CLIPTextModel
+
+    config = json.loads(host_file(comfy, "sd1_clip_config.json"))
+    return CLIPTextModel(config, torch.float16, "meta", comfy.ops.disable_weight_init)
+
+
+def autoencoder(seed: int) -> State:
+    """The host's tiny autoencoder; the decoder's output is brought to the range of a picture."""
+    from comfy.taesd.taesd import TAESD
+
+    model = TAESD()
+    state = random_state(shapes_of(model), seed)
+    state |= {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    # An untrained UNet leaves latents far from zero, at the ends of the decoder's range.
+    latent = 30 * torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        picture = model.taesd_decoder(latent)
+    last = max(int(name.split(".")[1]) for name in state if name.startswith("taesd_decoder"))
+    gain = 0.25 / picture.std(dim=(0, 2, 3))
+    weight, bias = f"taesd_decoder.{last}.weight", f"taesd_decoder.{last}.bias"
+    state[weight] = (state[weight].float() * gain[:, None, None, None]).half()
+    state[bias] = (0.5 - picture.mean(dim=(0, 2, 3)) * gain).half()
+    return state
+
+
+def image_encoder() -> State:
+    """CLIP ViT-L, the smallest image encoder that the host's CLIPVisionLoader recognises."""
+    import comfy
+    import comfy.ops
+    from comfy.clip_model import CLIPVisionModelProjection
+
+    config = json.loads(host_file(comfy, "clip_vision_config_vitl.json"))
+    model = CLIPVisionModelProjection(config, torch.float16, "meta", comfy.ops.disable_weight_init)
+    return random_state(shapes_of(model), seed=4)
+
+
+def adapter() -> State:
+    """A standard adapter for the UNet above, as the official files are laid out."""
+    shapes = {
+        "image_proj.proj.weight": (NUM_TOKENS * TOKEN_DIM, IMAGE_DIM),
+        "image_proj.proj.bias": (NUM_TOKENS * TOKEN_DIM,),
+        "image_proj.norm.weight": (TOKEN_DIM,),
+        "image_proj.norm.bias": (TOKEN_DIM,),
+    }
+    for index, width in enumerate(ADAPTER_WIDTHS):
+        for kind in ("k", "v"):
+            shapes[f"ip_adapter.{2 * index + 1}.to_{kind}_ip.weight"] = (width, TOKEN_DIM)
+    return random_state({name: torch.Size(shape) for name, shape in shapes.items()}, seed=5)
+
+
+def host_file(package: object, name: str) -> str:
+    """The text of a file beside one of the host's modules."""
+    (folder,) = package.__path__  # type: ignore[attr-defined]
+    return (Path(folder) / name).read_text("utf-8")
+
+
+MODELS: dict[str, Callable[[], State]] = {
+    "checkpoints/random.safetensors": checkpoint,
+    "clip_vision/random.safetensors": image_encoder,
+    "ipadapter/random.safetensors": adapter,
+}
+
+
+def write(folder: Path) -> None:
+    """Write the models that `folder` lacks; each appears only once it is complete."""
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+    for name, build in MODELS.items():
+        target = folder / name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_suffix(f".{os.getpid()}.part")
+            save_file(build(), partial)
+            partial.replace(target)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

@@ -1,0 +1,44 @@
+"""Runs every check of this repository: `python scripts/test.py [PYTEST ARGUMENTS]`.
+
+Format, lint and types first, then all tests from fast to slow. Arguments go to pytest only.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from environment import ROOT, SetUpError, ensure, say
+
+CHECKS: dict[str, tuple[str | Path, ...]] = {
+    "format": ("-m", "ruff", "format", "--check", ROOT),
+    "lint": ("-m", "ruff", "check", ROOT),
+    "types": ("-m", "pyright", "--project", ROOT / "pyproject.toml"),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run everything, whatever fails on the way; 0 if all of it passed."""
+    started = time.monotonic()
+    try:
+        environment = ensure(tools=True)
+    except SetUpError as error:
+        sys.exit(f"error: {error}")
+    say(f"environment: ready after {time.monotonic() - started:.0f} s ({environment.python})")
+    failed = []
+    for name, command in CHECKS.items():
+        say(f"\n{name}:")
+        started = time.monotonic()
+        if environment.run(command, cwd=ROOT):
+            failed.append(name)
+        say(f"{name}: {time.monotonic() - started:.1f} s")
+    say("\ntests:")
+    tests = environment.run(["-m", "pytest", *arguments], cwd=ROOT)
+    if failed:
+        say(f"FAILED before the tests: {', '.join(failed)} (see above)")
+    return tests or len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
