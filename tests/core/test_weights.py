@@ -1,0 +1,288 @@
+"""Weight curves, schedules over images, prompt schedules and the layer weights grammar."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import suppress
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipadapter.weights import (
+    Method,
+    Timing,
+    WeightsStrategy,
+    combine_weights,
+    format_layer_weights,
+    parse_layer_weights,
+    parse_weights,
+)
+
+FINITE = st.floats(-1e6, 1e6, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1.0, 0.0", (1.0, 0.0)),
+        ("1\n.5\n\n0", (1.0, 0.5, 0.0)),
+        ("-1;+2;3e-1,", (-1.0, 2.0, 0.3)),
+        ("1.0,\r\n 0.25 ; ", (1.0, 0.25)),
+        ("", ()),
+        (" \n,;", ()),
+    ],
+)
+def test_weight_lists(text: str, expected: tuple[float, ...]) -> None:
+    assert parse_weights(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1.0, x", r'weights, number 2: expected a number such as 0\.8, got "x"'),
+        ("1 0", 'number 1: .* got "1 0"'),
+        ("0.5\nnan", 'number 2: .* got "nan"'),
+        ("inf", 'got "inf"'),
+        ("1e999", 'got "1e999"'),
+        ("1_0", 'got "1_0"'),
+        ("٣", 'got "٣"'),
+    ],
+)
+def test_a_bad_weight_is_quoted_with_its_place(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_weights(text)
+
+
+def test_linear_timing_goes_from_first_to_last() -> None:
+    strategy = WeightsStrategy(weights=(1.0, 9.0, 0.0), frames=5)
+    assert strategy.curve() == (1.0, 0.75, 0.5, 0.25, 0.0)
+
+
+def test_easings_mean_what_they_say() -> None:
+    def curve(timing: Timing) -> tuple[float, ...]:
+        return WeightsStrategy((0.0, 1.0), timing, frames=11).curve()
+
+    ease_in, ease_out, both = (
+        curve(t) for t in (Timing.EASE_IN, Timing.EASE_OUT, Timing.EASE_IN_OUT)
+    )
+    for index in range(10):
+        time = index / 10
+        assert math.isclose(ease_in[index], 1 - math.cos(time * math.pi / 2), abs_tol=1e-12)
+        assert math.isclose(ease_out[index], math.sin(time * math.pi / 2), abs_tol=1e-12)
+        assert math.isclose(both[index], (1 - math.cos(time * math.pi)) / 2, abs_tol=1e-12)
+    assert ease_in[1] < 0.1 < ease_out[1]  # in starts slowly, out does not
+    assert ease_in[-1] == ease_out[-1] == both[-1] == 1.0
+    assert math.isclose(both[5], 0.5)
+
+
+@pytest.mark.parametrize("timing", [t for t in Timing if t is not Timing.CUSTOM])
+@given(
+    frames=st.integers(0, 30),
+    start=st.integers(0, 40),
+    end=st.integers(0, 40),
+    ends=st.lists(st.floats(-1, 3), max_size=3),
+)
+def test_any_curve_has_its_length_and_stays_between_its_ends(
+    timing: Timing, frames: int, start: int, end: int, ends: list[float]
+) -> None:
+    curve = WeightsStrategy(tuple(ends), timing, frames, start, end).curve()
+    first, last = (ends[0], ends[-1]) if ends else (0.0, 1.0)
+    assert len(curve) == (frames or max(1, len(ends)))
+    assert all(min(first, last) - 1e-9 <= weight <= max(first, last) + 1e-9 for weight in curve)
+    assert all(weight == first for weight in curve[:start])
+    assert all(weight == last for weight in curve[max(start, end) :])
+
+
+def test_short_schedules() -> None:
+    assert WeightsStrategy(frames=0).curve() == (1.0, 0.0)
+    assert WeightsStrategy(frames=1).curve() == (1.0,)
+    assert WeightsStrategy(frames=2).curve() == (1.0, 0.0)
+    assert WeightsStrategy(frames=3, end_frame=0).curve() == (0.0, 0.0, 0.0)
+    assert WeightsStrategy(frames=3, start_frame=9).curve() == (1.0, 1.0, 1.0)
+    assert WeightsStrategy(frames=4, start_frame=2, end_frame=3).curve() == (1.0, 1.0, 1.0, 0.0)
+
+
+def test_custom_timing_is_the_list_itself() -> None:
+    strategy = WeightsStrategy(
+        (0.2, 0.9, 0.4), Timing.CUSTOM, frames=16, start_frame=2, end_frame=1
+    )
+    assert strategy.curve() == (0.2, 0.9, 0.4)
+    with pytest.raises(ValueError, match="custom timing needs at least one number"):
+        WeightsStrategy((), Timing.CUSTOM)
+
+
+def test_random_timing_is_seeded_and_leaves_the_global_state() -> None:
+    state = torch.get_rng_state()
+    strategy = WeightsStrategy((0.2, 0.4), Timing.RANDOM, frames=50, seed=3)
+    assert strategy.curve() == WeightsStrategy((0.2, 0.4), Timing.RANDOM, frames=50, seed=3).curve()
+    assert strategy.curve() != WeightsStrategy((0.2, 0.4), Timing.RANDOM, frames=50, seed=4).curve()
+    assert len(set(strategy.curve())) > 40
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_negative_counts_are_refused() -> None:
+    with pytest.raises(ValueError, match="frames: expected 0 or more, got -1"):
+        WeightsStrategy(frames=-1)
+    with pytest.raises(ValueError, match="add_ending_frames: expected 0 or more, got -2"):
+        WeightsStrategy(add_ending_frames=-2)
+
+
+CURVE = WeightsStrategy((1.0, 0.0), frames=3)
+
+
+def test_full_batch_repeats_the_curve_per_image() -> None:
+    schedule = CURVE.schedule(images=2)
+    assert schedule.weights == (1.0, 0.5, 0.0, 1.0, 0.5, 0.0)
+    assert schedule.image_1 == (0, 0, 0, 1, 1, 1) and schedule.image_2 is None
+    assert len(schedule) == 6
+
+
+def test_shift_batches_fade_each_image_into_the_next() -> None:
+    schedule = WeightsStrategy((1.0, 0.0), frames=3, method=Method.SHIFT).schedule(images=3)
+    assert schedule.weights == (1.0, 0.5, 0.0, 1.0, 0.5, 0.0)
+    assert schedule.image_1 == (0, 0, 0, 1, 1, 1)
+    assert schedule.image_2 == (1, 1, 1, 2, 2, 2)
+
+
+def test_alternate_batches_keep_even_and_odd_images_in_their_streams() -> None:
+    strategy = WeightsStrategy((1.0, 0.2), Timing.CUSTOM, method=Method.ALTERNATE)
+    schedule = strategy.schedule(images=4)
+    assert schedule.image_1 == (0, 0, 2, 2, 2, 2)
+    assert schedule.image_2 == (1, 1, 1, 1, 3, 3)
+    assert schedule.weights == pytest.approx((1.0, 0.2, 0.2, 1.0, 1.0, 0.2))
+
+
+@given(
+    images=st.integers(1, 6),
+    frames=st.integers(2, 5),
+    method=st.sampled_from([Method.SHIFT, Method.ALTERNATE]),
+)
+def test_a_cross_fade_ends_on_the_image_that_the_next_begins_with(
+    images: int, frames: int, method: Method
+) -> None:
+    """Whichever stream an image is in, it is fully there where its neighbours meet."""
+    schedule = WeightsStrategy((1.0, 0.0), frames=frames, method=method).schedule(images)
+    assert schedule.image_1 is not None and schedule.image_2 is not None
+    seen = []
+    for frame, weight in enumerate(schedule.weights):
+        if weight in (0.0, 1.0):
+            stream = schedule.image_1 if weight == 1.0 else schedule.image_2
+            seen.append(stream[frame])
+    steps = max(1, images - 1)
+    ends = [(k, k + 1) for k in range(steps)] if images > 1 else [(0, 0)]
+    assert seen == [index for pair in ends for index in pair]
+
+
+def test_one_image_in_a_cross_fade_fades_into_itself() -> None:
+    schedule = WeightsStrategy(frames=2, method=Method.SHIFT).schedule(images=1)
+    assert schedule.image_1 == schedule.image_2 == (0, 0)
+
+
+def test_the_inverse_is_one_minus_the_weight() -> None:
+    schedule = WeightsStrategy((0.25, 1.5), Timing.CUSTOM).schedule()
+    assert schedule.weights_invert == (0.75, -0.5)
+    assert schedule.image_1 is None and schedule.image_2 is None
+
+
+def test_added_frames_hold_the_ends() -> None:
+    strategy = WeightsStrategy(
+        frames=2, add_starting_frames=2, add_ending_frames=1, method=Method.SHIFT
+    )
+    schedule = strategy.schedule(images=3)
+    assert schedule.weights == (1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0)
+    assert schedule.image_1 == (0, 0, 0, 0, 1, 1, 1)
+    assert schedule.image_2 == (1, 1, 1, 1, 2, 2, 2)
+    assert WeightsStrategy(frames=1, add_ending_frames=2).schedule().weights == (1.0, 1.0, 1.0)
+
+
+def test_prompt_schedule_has_a_line_per_image() -> None:
+    strategy = WeightsStrategy(frames=8, method=Method.SHIFT).with_images(3)
+    text = strategy.prompt_schedule("a cat\n\n  a dog \na bird\nleft out")
+    assert text == '"0": "a cat",\n"8": "a dog",\n"16": "a bird",\n'
+
+
+def test_prompt_schedule_shifts_and_holds() -> None:
+    strategy = WeightsStrategy(frames=4, add_starting_frames=2, add_ending_frames=3)
+    text = strategy.with_images(2).prompt_schedule("one\ntwo")
+    assert text == '"0": "one",\n"2": "one",\n"6": "two",\n"10": "two",\n'
+
+
+def test_prompt_schedule_of_custom_timing_follows_the_list() -> None:
+    strategy = WeightsStrategy((1.0, 0.5, 0.0), Timing.CUSTOM, frames=0, images=2)
+    assert strategy.prompt_schedule("one\ntwo") == '"0": "one",\n"3": "two",\n'
+
+
+def test_prompt_schedule_with_too_few_prompts_or_no_images() -> None:
+    strategy = WeightsStrategy(frames=5)
+    assert (
+        strategy.with_images(3).prompt_schedule("one") == '"0": "one",\n"5": "one",\n"10": "one",\n'
+    )
+    assert strategy.prompt_schedule("one\ntwo") == '"0": "one",\n"5": "two",\n'
+    assert strategy.prompt_schedule(" \n") == ""
+
+
+def test_quotes_in_a_prompt_do_not_break_the_schedule() -> None:
+    text = WeightsStrategy(frames=1, images=1).prompt_schedule('the "red" one: ü')
+    assert json.loads("{" + text.strip().rstrip(",") + "}") == {"0": 'the "red" one: ü'}
+
+
+def test_combining_puts_frames_one_after_the_other() -> None:
+    assert combine_weights([1.0, 0.5], [0.0]) == [1.0, 0.5, 0.0]
+    assert combine_weights(0.5, (1, 2)) == [0.5, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ("3:0.5", {3: 0.5}),
+        ("0:1, 10:-0.25", {0: 1.0, 10: -0.25}),
+        (" 3 : 2.5 ;\n6:1e-2,\n", {3: 2.5, 6: 0.01}),
+        ("03:1", {3: 1.0}),
+    ],
+)
+def test_layer_weights(text: str, expected: dict[int, float]) -> None:
+    assert parse_layer_weights(text, 11) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("3:", 'entry 1: "3:" has no weight after ":". Write for example "3:0.8"'),
+        ("0:1, :2", 'entry 2: ":2": expected a layer index from 0 to 10, got ""'),
+        ("x:1", 'entry 1: "x:1": expected a layer index from 0 to 10, got "x"'),
+        ("0:1, 5", 'entry 2: "5" has no ":"'),
+        ("3:1, 6:2, 3:0.5", 'entry 3: "3:0.5" names layer 3 again (it already has 1)'),
+        ("11:1", 'entry 1: "11:1": this model\'s layer indices are 0 to 10, got 11'),
+        ("-1:1", 'expected a layer index from 0 to 10, got "-1"'),
+        ("1.5:1", 'expected a layer index from 0 to 10, got "1.5"'),
+        ("3:one", 'entry 1: "3:one": expected a number such as 0.8, got "one"'),
+        ("3:1:2", 'expected a number such as 0.8, got "1:2"'),
+        ("3:nan", 'got "nan"'),
+        ("²:1", 'got "²"'),
+        ("9" * 5000 + ":1", "expected a layer index from 0 to 10"),
+    ],
+)
+def test_a_bad_layer_weight_is_quoted_with_its_place(text: str, message: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        parse_layer_weights(text, 11)
+    assert message in str(caught.value)
+
+
+@given(st.dictionaries(st.integers(0, 15), FINITE))
+def test_layer_weights_survive_the_round_trip(weights: dict[int, float]) -> None:
+    assert parse_layer_weights(format_layer_weights(weights), 16) == weights
+
+
+def test_layer_weights_are_written_in_order() -> None:
+    assert format_layer_weights({6: 1.0, 3: 0.25}) == "3:0.25, 6:1"
+
+
+@given(st.text(alphabet="0123456789.:,;-+ex \n", max_size=30))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    for parse in (parse_weights, lambda value: parse_layer_weights(value, 16)):
+        with suppress(ValueError):
+            parse(text)
