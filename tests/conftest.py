@@ -85,4 +85,15 @@ def host(tmp_path_factory: pytest.TempPathFactory):
     """A real ComfyUI in this process with the pack loaded into it: a `support.host.Host`."""
     from support.host import start
 
-    return start(tmp_path_factory.mktemp("comfyui"))
+    host = start(tmp_path_factory.mktemp("comfyui"))
+    yield host
+    host.release()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory):
+    """A real server over HTTP with the pack and the demo's models: a `ComfyServer`."""
+    from support.server import running
+
+    with running(tmp_path_factory.mktemp("server")) as server:
+        yield server

@@ -7,6 +7,7 @@ COMFYUI_PATH (`scripts/test.py` and `scripts/python.py` set it); without it thes
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import os
 import sys
@@ -105,6 +106,14 @@ class Host:
                 message = data["exception_message"].rstrip("\n")
                 raise GraphError(data["node_id"], data["node_type"], message, trace)
         return dict(executor.history_result["outputs"])
+
+    def release(self) -> None:
+        """Let go of all models: the host's patchers complain if the interpreter ends before them."""
+        import comfy.model_management
+
+        self._executor = None
+        comfy.model_management.unload_all_models()
+        gc.collect()
 
     @property
     def events(self) -> list[tuple[str, Any]]:

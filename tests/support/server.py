@@ -1,0 +1,49 @@
+"""A real ComfyUI server for tests that talk HTTP, started and stopped as the demo does it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def script(name: str) -> ModuleType:
+    """A module of `scripts/`; that folder goes last on sys.path, where it shadows nothing."""
+    import importlib
+
+    folder = str(ROOT / "scripts")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(name)
+
+
+@contextmanager
+def running(base: Path) -> Iterator:
+    """A server with the pack and the demo's models in the base directory `base`."""
+    host = os.environ.get("COMFYUI_PATH")
+    if not host:
+        pytest.skip("needs COMFYUI_PATH; scripts/test.py sets it")
+    comfy_server, environment = script("comfy_server"), script("environment")
+    comfy_server.make_base(base, {environment.NAME: ROOT})
+    models = script("demo").demo_models()
+    for source in models.rglob("*.safetensors"):
+        link_file(source, base / "models" / source.relative_to(models))
+    with comfy_server.ComfyServer(Path(sys.executable), Path(host), base) as server:
+        yield server
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Make `source` available as `target` without its bytes if the file system can."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
