@@ -7,7 +7,6 @@ COMFYUI_PATH (`scripts/test.py` and `scripts/python.py` set it); without it thes
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib
 import os
 import sys
@@ -108,12 +107,10 @@ class Host:
         return dict(executor.history_result["outputs"])
 
     def release(self) -> None:
-        """Let go of all models: the host's patchers complain if the interpreter ends before them."""
-        import comfy.model_management
+        """Spare the host's patchers their clean-up, which fails once the interpreter is ending."""
+        from comfy.model_patcher import ModelPatcher
 
-        self._executor = None
-        comfy.model_management.unload_all_models()
-        gc.collect()
+        del ModelPatcher.__del__
 
     @property
     def events(self) -> list[tuple[str, Any]]:
