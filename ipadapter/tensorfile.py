@@ -194,6 +194,8 @@ def _open_pickle(path: Path) -> TensorFile:
             f"{path.name} is a truncated or damaged torch file ({_first_line(error)}). "
             f"{_FETCH_AGAIN}"
         ) from error
+    if isinstance(state, torch.Tensor):  # old embeds files are one bare tensor: its key is ""
+        state = {"": state}
     if not isinstance(state, Mapping):
         raise ValueError(f"{path.name} holds a {type(state).__name__}, expected a dict of tensors.")
     return TensorFile(TensorMap.of(flatten(state)), {})
