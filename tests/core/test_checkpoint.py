@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.adapters import flat, shapes_of, synthetic_adapter
+from support.modelfiles import adapter_file
 
 from ipadapter.checkpoint import TensorMap, checkpoint_from_dict, read_checkpoint
 from ipadapter.spec import Family
@@ -89,30 +90,12 @@ def test_resampler_saved_from_diffusers_names() -> None:
 
 
 def test_opening_reads_only_the_header(tmp_path: Path) -> None:
-    full = flat(synthetic_adapter(Family.PLUS, "SDXL", dtype=torch.float16))
-    path = sparse_safetensors(tmp_path / "big.safetensors", full)
+    path = adapter_file(tmp_path / "big.safetensors", synthetic_adapter(Family.PLUS, "SDXL"))
     assert path.stat().st_size > 800_000_000
     checkpoint = read_checkpoint(path)
     assert len(checkpoint.ip_adapter) == 140
     assert checkpoint.ip_adapter.shape("139.to_k_ip.weight") == (1280, 2048)
     assert checkpoint.image_proj["latents"].shape == (1, 16, 1280)
-
-
-def sparse_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    """A real header; the data is a hole in the file."""
-    header, end = {}, 0
-    for key, value in tensors.items():
-        size = 2 * value.numel()
-        header[key] = {
-            "dtype": "F16",
-            "shape": list(value.shape),
-            "data_offsets": [end, end + size],
-        }
-        end += size
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text)
-    os.truncate(path, 8 + len(text) + end)
-    return path
 
 
 def safetensors_bytes(tmp_path: Path) -> bytes:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 from support.adapters import shapes_of, synthetic_adapter
+from support.official_files import OFFICIAL_FILES, OfficialFile
 
 from ipadapter.spec import (
     AdapterSpec,
@@ -16,36 +17,6 @@ from ipadapter.spec import (
     identify,
 )
 
-F = Family
-H_POOLED, G_POOLED = "ViT-H (1024)", "ViT-bigG (1280)"
-H_HIDDEN, L_HIDDEN = "ViT-H (1280)", "ViT-L/14 at 336 px (1024)"
-# official file name, family, base, changed dimensions, tokens, encoder, LoRA
-OFFICIAL = [
-    ("ip-adapter_sd15.safetensors", F.STANDARD, "SD1.5", {}, 4, H_POOLED, False),
-    ("ip-adapter_sd15_light_v11.bin", F.STANDARD, "SD1.5", {}, 4, H_POOLED, False),
-    ("ip-adapter_sd15_vit-G.bin", F.STANDARD, "SD1.5", {"pooled": 1280}, 4, G_POOLED, False),
-    ("ip-adapter-plus_sd15.safetensors", F.PLUS, "SD1.5", {}, 16, H_HIDDEN, False),
-    ("ip-adapter-plus-face_sd15.safetensors", F.PLUS, "SD1.5", {}, 16, H_HIDDEN, False),
-    ("ip_plus_composition_sd15.safetensors", F.PLUS, "SD1.5", {}, 16, H_HIDDEN, False),
-    ("ip-adapter-full-face_sd15.safetensors", F.FULL_FACE, "SD1.5", {}, 257, H_HIDDEN, False),
-    ("ip-adapter_sdxl.safetensors", F.STANDARD, "SDXL", {"pooled": 1280}, 4, G_POOLED, False),
-    ("ip-adapter_sdxl_vit-h.safetensors", F.STANDARD, "SDXL", {}, 4, H_POOLED, False),
-    ("ip-adapter-plus_sdxl_vit-h.safetensors", F.PLUS, "SDXL", {}, 16, H_HIDDEN, False),
-    ("ip-adapter-plus-face_sdxl_vit-h.safetensors", F.PLUS, "SDXL", {}, 16, H_HIDDEN, False),
-    ("ip_plus_composition_sdxl.safetensors", F.PLUS, "SDXL", {}, 16, H_HIDDEN, False),
-    ("ip-adapter-faceid_sd15.bin", F.FACEID, "SD1.5", {}, 4, "", True),
-    ("ip-adapter-faceid-plus_sd15.bin", F.FACEID_PLUS, "SD1.5", {}, 4, H_HIDDEN, True),
-    ("ip-adapter-faceid-plusv2_sd15.bin", F.FACEID_PLUS_V2, "SD1.5", {}, 4, H_HIDDEN, True),
-    ("ip-adapter-faceid-portrait_sd15.bin", F.PORTRAIT, "SD1.5", {}, 16, "", False),
-    ("ip-adapter-faceid-portrait-v11_sd15.bin", F.PORTRAIT, "SD1.5", {}, 16, "", False),
-    ("ip-adapter-faceid_sdxl.bin", F.FACEID, "SDXL", {}, 4, "", True),
-    ("ip-adapter-faceid-plusv2_sdxl.bin", F.FACEID_PLUS_V2, "SDXL", {}, 4, H_HIDDEN, True),
-    ("ip-adapter-faceid-portrait_sdxl.bin", F.PORTRAIT, "SDXL", {}, 16, "", False),
-    ("ip-adapter-faceid-portrait_sdxl_unnorm.bin", F.PORTRAIT_UNNORM, "SDXL", {}, 16, "", False),
-    ("Kolors-IP-Adapter-Plus.bin", F.KOLORS_PLUS, "Kolors", {}, 16, L_HIDDEN, False),
-    ("ip_adapter_plus_general.bin", F.KOLORS_PLUS, "Kolors", {}, 16, L_HIDDEN, False),
-    ("ipa-faceid-plus.bin", F.KOLORS_FACEID_PLUS, "Kolors", {}, 6, L_HIDDEN, True),
-]  # fmt: skip
 NONSENSE = "model (1).safetensors"
 
 
@@ -54,21 +25,21 @@ def spec_of(family: Family, base: str, name: str, **changes: object) -> AdapterS
     return identify(shapes_of(nested["image_proj"]), shapes_of(nested["ip_adapter"]), name)
 
 
-@pytest.mark.parametrize("row", OFFICIAL, ids=[row[0] for row in OFFICIAL])
-def test_official_files(row: tuple) -> None:
-    name, family, base, changes, tokens, encoder, lora = row
-    spec = spec_of(family, base, name, **changes)
-    assert (spec.family, spec.base_name, spec.num_tokens) == (family, base, tokens)
-    assert (spec.encoder_name, spec.has_lora) == (encoder, lora)
-    assert spec.needs_hid_proj == (family is Family.KOLORS_FACEID_PLUS)
-    assert len(spec.layer_widths) == (16 if base == "SD1.5" else 70)
+@pytest.mark.parametrize("file", OFFICIAL_FILES, ids=str)
+def test_official_files(file: OfficialFile) -> None:
+    spec = spec_of(file.family, file.base, file.name, **file.changes)
+    assert (spec.family, spec.base_name, spec.num_tokens) == (file.family, file.base, file.tokens)
+    assert (spec.encoder_name, spec.has_lora) == (file.encoder, file.lora)
+    assert spec.needs_hid_proj == (file.family is Family.KOLORS_FACEID_PLUS)
+    assert len(spec.layer_widths) == (16 if file.base == "SD1.5" else 70)
 
 
-@pytest.mark.parametrize("row", OFFICIAL, ids=[row[0] for row in OFFICIAL])
-def test_nonsense_names_change_nothing(row: tuple) -> None:
-    name, family, base, changes, *_ = row
-    official, renamed = (spec_of(family, base, n, **changes) for n in (name, NONSENSE))
-    version = FaceVersion.V1 if family is Family.FACEID_PLUS else FaceVersion.AUTO
+@pytest.mark.parametrize("file", OFFICIAL_FILES, ids=str)
+def test_nonsense_names_change_nothing(file: OfficialFile) -> None:
+    official, renamed = (
+        spec_of(file.family, file.base, name, **file.changes) for name in (file.name, NONSENSE)
+    )
+    version = FaceVersion.V1 if file.family is Family.FACEID_PLUS else FaceVersion.AUTO
     assert renamed.with_face_version(version) == official
 
 
