@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from .checkpoint import read_checkpoint
-from .files import FoundFile, Listing
+from .files import FoundFile, Listing, why_not_width
 from .presets import (
     ENCODER_SOURCES,
+    OFFICIAL,
     EncoderSource,
     Requirement,
     Variant,
@@ -168,6 +169,15 @@ def _why_not(file: FoundFile, base: str, needed: Requirement) -> str:
     return ""
 
 
+def presets_of(file: FoundFile, base: str) -> list[str]:
+    """The presets of a base that a file can serve."""
+    return [
+        preset
+        for preset, needed in OFFICIAL.get(base, {}).items()
+        if not _why_not(file, base, needed)
+    ]
+
+
 def _adapter_base(needed: Requirement, base: str) -> str:
     """The base that the adapter is for; Kolors' UNet may be known to the host as SDXL."""
     return "Kolors" if needed.family in _KOLORS else base
@@ -188,10 +198,9 @@ def why_not_encoder(file: FoundFile, spec: AdapterSpec) -> str:
     facts = contents.encoder
     if facts is None or contents.problem:
         return contents.summary
-    if spec.embed_source is EmbedSource.POOLED and not facts.projected:
-        return "has no visual_projection.weight, so it cannot give image_embeds"
-    if facts.width(spec.embed_source) != spec.embed_dim:
-        return facts.summary
+    reason = why_not_width(facts, spec)
+    if reason:
+        return reason
     source = encoder_source(spec)
     known = [kind.image_size for kind in ENCODERS if kind.hidden == facts.hidden]
     if source and len(known) > 1 and facts.image_size != source.image_size:
@@ -215,14 +224,14 @@ def _encoder_rank(file: FoundFile, source: EncoderSource | None) -> tuple[bool, 
 def _seen(listing: Listing, reason: Callable[[FoundFile], str]) -> str:
     """The part of a message that says where was searched and what was seen."""
     folders = ", ".join(str(folder) for folder in listing.folders) or "no folder is set up"
-    lines = [f"  {file.name}: {_short(reason(file), file)}" for file in listing.files[:SHOWN]]
+    lines = [f"  {file.name}: {without_name(reason(file), file)}" for file in listing.files[:SHOWN]]
     if len(listing) > SHOWN:
         lines.append(f"  and {len(listing) - SHOWN} more files that do not fit")
     files = "\n".join(lines) if lines else "  no model files"
     return f"Searched: {folders}\nSeen:\n{files}"
 
 
-def _short(reason: str, file: FoundFile) -> str:
+def without_name(reason: str, file: FoundFile) -> str:
     """A reason without the file name that the line has already."""
     name = file.path.name
     return reason.removeprefix(f"{name}: ").removeprefix(f"{name} ").removeprefix("is ")

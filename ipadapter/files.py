@@ -51,6 +51,15 @@ class EncoderFacts:
         return f"{name}, {self.image_size} px, {projected}"
 
 
+def why_not_width(facts: EncoderFacts, spec: AdapterSpec) -> str:
+    """Why an encoder's output is not what an adapter takes; empty if it is."""
+    if spec.embed_source is EmbedSource.POOLED and not facts.projected:
+        return "has no visual_projection.weight, so it cannot give image_embeds"
+    if facts.width(spec.embed_source) == spec.embed_dim:
+        return ""
+    return f"needs {spec.encoder_name}, got {facts.summary}"
+
+
 @dataclass(frozen=True)
 class LoraFacts:
     """A LoRA's reach: FaceID's cover every attention projection of the UNet and nothing else."""

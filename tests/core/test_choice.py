@@ -252,7 +252,7 @@ def test_message_no_encoder(tmp_path: Path) -> None:
         "Searched: models/clip_vision\n"
         "Seen:\n"
         "  bare.safetensors: has no visual_projection.weight, so it cannot give image_embeds\n"
-        "  big.safetensors: ViT-bigG (1664), 224 px, image_embeds 1280\n"
+        "  big.safetensors: needs ViT-H (1024), got ViT-bigG (1664), 224 px, image_embeds 1280\n"
         "Download h94/IP-Adapter, models/image_encoder/model.safetensors (Hugging Face), and save "
         "it as CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors in models/clip_vision. Any file name "
         "works."

@@ -1,0 +1,103 @@
+"""The report names what fits, what does not and why, and what to download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.modelfiles import adapter_file, encoder_shapes, lora_shapes, sparse_safetensors
+from support.official_files import OFFICIAL_FILES
+
+from ipadapter.diagnosis import Folders, ModelFacts, Subject, report
+from ipadapter.files import scan
+from ipadapter.spec import BASES
+
+SD15, SDXL = ModelFacts(*BASES["SD1.5"], "SD15"), ModelFacts(*BASES["SDXL"], "SDXL")
+NO_UNET = ModelFacts(0, (), "Flux")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    root = tmp_path_factory.mktemp("models")
+    for name in ("ip-adapter-plus_sd15.safetensors", "ip-adapter_sdxl_vit-h.safetensors"):
+        file = next(f for f in OFFICIAL_FILES if f.name == name)
+        adapter_file(root / "ipadapter" / name, file.shapes())
+    (root / "ipadapter" / "page.safetensors").write_bytes(b"<html>")
+    sparse_safetensors(root / "clip_vision" / "g.safetensors", encoder_shapes(1664, 1280, 224))
+    sparse_safetensors(root / "loras" / "ip-adapter-faceid_sd15_lora.safetensors", lora_shapes(768))
+    sparse_safetensors(root / "loras" / "style.safetensors", lora_shapes(768))
+    return Folders(*(scan([root / name]) for name in ("ipadapter", "clip_vision", "loras")))
+
+
+def text(subject: Subject, folders: Folders, *remarks: str) -> str:
+    root = folders.adapters.folders[0].parent
+    return report(subject, folders, remarks).replace(f"{root}/", "models/")
+
+
+def test_only_a_model(folders: Folders) -> None:
+    assert text(Subject(SD15), folders, "insightface is not installed") == (
+        "MODEL  SD15: SD1.5, 16 cross-attention layers, text width 768\n"
+        "\n"
+        "ADAPTER FILES  in models/ipadapter\n"
+        "  + ip-adapter-plus_sd15.safetensors: Plus for SD1.5, 16 tokens, needs ViT-H (1280); "
+        "presets: PLUS (high strength)\n"
+        "  - ip-adapter_sdxl_vit-h.safetensors: standard for SDXL, 4 tokens, needs ViT-H (1024)\n"
+        "  ? page.safetensors: a web page, not a model (a download link that led to a page). Delete it and download it again.\n"
+        "\n"
+        "ENCODER FILES  in models/clip_vision\n"
+        "  + g.safetensors: a CLIP vision encoder: ViT-bigG (1664), 224 px, image_embeds 1280\n"
+        "\n"
+        "FACEID LORAS  in models/loras\n"
+        "  ip-adapter-faceid_sd15_lora.safetensors: a LoRA for the attention of SD1.5, rank 128\n"
+        "\n"
+        "insightface is not installed"
+    )
+
+
+def test_everything_connected_and_wrong(folders: Folders) -> None:
+    plus, _, _ = folders.adapters
+    (big,) = folders.encoders
+    spec, facts = plus.contents.spec, big.contents.encoder
+    assert spec and facts
+    subject = Subject(SDXL, (plus.name, spec), (big.name, facts), "PLUS (high strength)")
+    result = text(subject, folders)
+    for line in (
+        "MODEL  SDXL, 70 cross-attention layers, text width 2048",
+        "ADAPTER  ip-adapter-plus_sd15.safetensors: Plus for SD1.5, 16 tokens, needs ViT-H (1280)",
+        "  does not fit: the adapter is for SD1.5 (16 layers, text width 768), the model is SDXL "
+        "(70 layers, text width 2048)",
+        "  does not fit the adapter: needs ViT-H (1280), got ViT-bigG (1664), 224 px, "
+        "image_embeds 1280",
+        'PRESET  "PLUS (high strength)"',
+        '  No IP-Adapter for preset "PLUS (high strength)" on SDXL was found: needed is Plus for '
+        "SDXL, made for ViT-H (1280).",
+        "  - g.safetensors: a CLIP vision encoder: ViT-bigG (1664), 224 px, image_embeds 1280",
+        "  none fits the adapter, which needs ViT-H (1280); download h94/IP-Adapter, "
+        "models/image_encoder/model.safetensors (Hugging Face)",
+    ):
+        assert line in result.splitlines()
+
+
+def test_a_preset_that_works_and_a_fitting_adapter(tmp_path: Path) -> None:
+    file = next(f for f in OFFICIAL_FILES if f.name == "ip-adapter-faceid-plusv2_sd15.bin")
+    adapter_file(tmp_path / "a" / "x.bin", file.shapes())
+    sparse_safetensors(tmp_path / "c" / "h.safetensors", encoder_shapes(1280, 1024, 224))
+    folders = Folders(*(scan([tmp_path / name]) for name in "acl"))
+    spec = next(iter(folders.adapters)).contents.spec
+    assert spec
+    lines = report(Subject(SD15, ("x.bin", spec), preset="FACEID PLUS V2"), folders).splitlines()
+    assert "  fits the model" in lines
+    assert "ENCODER  none connected; the adapter needs ViT-H (1280)" in lines
+    start = lines.index('PRESET  "FACEID PLUS V2"')
+    assert lines[start + 1 : start + 5] == [
+        "  adapter: x.bin",
+        "  encoder: h.safetensors",
+        "  LoRA: the one inside the adapter",
+        "  x.bin was chosen by its content; its name does not tell version 2.",
+    ]
+
+
+def test_a_model_without_cross_attention(folders: Folders) -> None:
+    result = text(Subject(NO_UNET), folders)
+    assert result.startswith("MODEL  Flux: not a UNet with cross-attention.")
+    assert "  - ip-adapter-plus_sd15.safetensors" in result
