@@ -14,6 +14,8 @@ from .ipadapter.host.apply import References, When, apply_prompt, image_prompt
 from .ipadapter.host.payload import pipeline_of
 from .ipadapter.layers import WeightType
 from .ipadapter.nodes import inputs
+from .ipadapter.nodes.images import IMAGES
+from .ipadapter.nodes.weights import WEIGHTS
 from .ipadapter.plan import Plan
 
 
@@ -168,7 +170,7 @@ class Pack(ComfyExtension):
     """What the host asks for the pack's nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [IPAdapterModelLoader, IPAdapter, IPAdapterAdvanced]
+        return [IPAdapterModelLoader, IPAdapter, IPAdapterAdvanced, *IMAGES, *WEIGHTS]
 
 
 async def comfy_entrypoint() -> Pack:

@@ -1,0 +1,139 @@
+"""Nodes that prepare reference pictures."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..images import CropPosition, Interpolation, prep_image
+from ..noise import NoiseType, noise_image
+from . import inputs
+
+FROM_CONTENT = -1
+
+
+class PrepImageForClipVision(io.ComfyNode):
+    """Cut a picture square where the user wants it cut."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PrepImageForClipVision",
+            display_name="Prep Image For ClipVision",
+            category="ipadapter/utils",
+            description="Makes a picture square, as the image encoder sees it, and chooses which "
+            "part of it stays. Without this node the middle stays.",
+            inputs=[
+                inputs.image(),
+                io.Combo.Input(
+                    "interpolation",
+                    options=[filter_.value for filter_ in Interpolation],
+                    tooltip="How pixels are resized. LANCZOS is the sharpest.",
+                ),
+                io.Combo.Input(
+                    "crop_position",
+                    options=[position.value for position in CropPosition],
+                    tooltip="Part that stays of a wide or tall picture. pad keeps all of it, on a "
+                    "black square.",
+                ),
+                io.Float.Input(
+                    "sharpening",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Brings out detail that shrinking loses. Typical: 0 to 0.3.",
+                ),
+                io.Int.Input(
+                    "size",
+                    default=224,
+                    min=32,
+                    max=2048,
+                    optional=True,
+                    tooltip="Side of the result in pixels: what the encoder takes. 224 for most, "
+                    "336 for Kolors.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="IMAGE", tooltip="The square picture.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image: Tensor,
+        interpolation: str,
+        crop_position: str,
+        sharpening: float,
+        size: int = 224,
+    ) -> io.NodeOutput:
+        resampling = inputs.chosen(Interpolation, interpolation, "interpolation")
+        position = inputs.chosen(CropPosition, crop_position, "crop_position")
+        return io.NodeOutput(prep_image(image, resampling, position, sharpening, size))
+
+
+class IPAdapterNoise(io.ComfyNode):
+    """Noise for a negative image, or a vaguer reference."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAdapterNoise",
+            display_name="IPAdapter Noise",
+            category="ipadapter/utils",
+            description="Turns a picture into noise, mostly for image_negative: the result then "
+            "gets cleaner and richer. The same picture always gives the same noise.",
+            inputs=[
+                io.Combo.Input(
+                    "type",
+                    options=[kind.value for kind in NoiseType],
+                    tooltip="fade: mixes with noise. dissolve: replaces pixels. gaussian: adds "
+                    "grain. shuffle: stretches the picture and turns it upside down.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much noise. 0: none. Typical for image_negative: 0.5 to 1.",
+                ),
+                io.Int.Input(
+                    "blur",
+                    default=0,
+                    min=0,
+                    max=32,
+                    tooltip="Softens the noise, in pixels of 224. 0: none.",
+                ),
+                io.Image.Input(
+                    "image_optional",
+                    optional=True,
+                    tooltip="Picture that the noise is made of. Left open: black.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=FROM_CONTENT,
+                    min=FROM_CONTENT,
+                    max=2**63 - 1,
+                    optional=True,
+                    control_after_generate=False,
+                    tooltip="Chooses the noise. -1: it follows from the picture.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="IMAGE", tooltip="The noise, 224 x 224.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        type: str,
+        strength: float,
+        blur: int,
+        image_optional: Tensor | None = None,
+        seed: int = FROM_CONTENT,
+    ) -> io.NodeOutput:
+        kind = inputs.chosen(NoiseType, type, "type")
+        chosen_seed = None if seed == FROM_CONTENT else seed
+        return io.NodeOutput(noise_image(kind, strength, blur, image_optional, chosen_seed))
+
+
+IMAGES: list[type[io.ComfyNode]] = [PrepImageForClipVision, IPAdapterNoise]
