@@ -115,6 +115,9 @@ class ComfyServer:
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                raise ServerError(f"port {self.port} is taken by another program; choose another")
         main = str(self.host / "main.py")
         command = [str(self.python), *([main] if self.keep else ["-c", GUARD, main])]
         command += ["--cpu", "--listen", "127.0.0.1", "--port", str(self.port)]

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -43,6 +44,7 @@ def main() -> None:
     """Set up the environment, then go on inside it."""
     arguments = parse(sys.argv[1:])
     if arguments.inside:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every finally runs
         sys.exit(inside(arguments))
     try:
         environment = ensure()
@@ -85,7 +87,7 @@ def demo(arguments: argparse.Namespace) -> Path:
     output = arguments.output.resolve()
     reference = photograph() if arguments.reference is None else Image.open(arguments.reference)
     models = demo_models()
-    base = Path(tempfile.mkdtemp(prefix="demo-", dir=cache_folder()))
+    base = Path(tempfile.mkdtemp(prefix="image-prompt-demo-"))
     try:
         make_base(base, {NAME: ROOT}, models)
         reference.convert("RGB").save(base / "input" / SETTINGS["LoadImage"]["image"])

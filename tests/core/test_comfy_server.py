@@ -105,6 +105,12 @@ def test_server_that_dies_shows_its_last_words(tmp_path):
         pass
 
 
+def test_taken_port_is_refused(server):
+    refused = pytest.raises(comfy_server.ServerError, match=f"port {server.port} is taken")
+    with socket.create_server(("127.0.0.1", server.port)), refused, server:
+        pass
+
+
 def test_base_directory_links_pack_and_models(tmp_path):
     models = tmp_path / "models"
     models.mkdir()
