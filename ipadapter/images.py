@@ -17,6 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from .mask import check_mask, mask_rows
+
 logger = logging.getLogger("ipadapter")
 
 # A pixel of this colour is zero after CLIP's normalisation: the reference's "no image".
@@ -192,6 +194,22 @@ def warn_crop_loss(image: Tensor, threshold: float = 0.25, name: str = "image") 
             loss,
         )
     return loss
+
+
+def blank_outside(image: Tensor, mask: Tensor | None) -> Tensor:
+    """Fill (batch, height, width, channels) outside a (masks, height, width) mask with CLIP's mean
+    colour.
+
+    That colour is zero after the encoder's normalisation, so the blank part says nothing. Mask i
+    belongs to image i, the last one to all later images; a mask of another size is resized.
+    """
+    if mask is None:
+        return image
+    image = as_rgb(image)
+    height, width = image.shape[1:3]
+    rows = mask_rows(check_mask(mask), height, width).unflatten(1, (height, width)).to(image)
+    index = torch.arange(len(image)).clamp(max=len(rows) - 1)
+    return torch.lerp(image.new_tensor(CLIP_MEAN), image, rows[index])
 
 
 def sharpen(image: Tensor, amount: float) -> Tensor:

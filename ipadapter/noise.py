@@ -48,15 +48,15 @@ def noise_image(
     if blur < 0:
         raise ValueError(f"blur: expected 0 or more pixels, got {blur}.")
     if image is None:
-        image = torch.zeros(1, SIZE, SIZE, 3)
+        square = torch.zeros(1, SIZE, SIZE, 3)
     else:
-        image = prep_image(image, Interpolation.LANCZOS, CropPosition.CENTER, size=SIZE)
-    generator = torch.Generator().manual_seed(content_seed(image) if seed is None else seed)
-    noisy = _METHODS[kind](image.cpu(), strength, generator).clamp(0.0, 1.0)
+        square = prep_image(image, Interpolation.LANCZOS, CropPosition.CENTER, size=SIZE)
+    generator = torch.Generator().manual_seed(content_seed(square) if seed is None else seed)
+    noisy = _METHODS[kind](square.cpu(), strength, generator).clamp(0.0, 1.0)
     if blur > 0:
         kernel = blur | 1
         noisy = _blur(noisy, kernel, 0.3 * ((kernel - 1) * 0.5 - 1.0) + 0.8)
-    return noisy.to(image.device)
+    return noisy.to(square.device)
 
 
 def content_seed(image: Tensor) -> int:

@@ -1,23 +1,32 @@
-"""Apply: reference images and an adapter in, a patched MODEL out."""
+"""Apply: reference pictures and an adapter in, a patched MODEL out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..adapter import Adapter
+from ..embeds import (
+    CombineMethod,
+    ImageEmbeds,
+    as_image_embeds,
+    check_belongs,
+    combine_image_embeds,
+)
 from ..mask import check_mask
 from ..patch import Injection
 from ..plan import Plan, fold_layers
 from ..prompt import ImagePrompt, concat
 from ..schedule import sigma_range
 from .devices import compute_device, kept_device, kept_dtype
+from .features import project, read, read_nothing
 from .payload import Pipeline
+from .request import Request, chosen
 from .unet import install, read_layout
-from .vision import check_encoder, check_width, encode, encode_nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,41 +38,75 @@ class When:
     mask: Tensor | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class References:
-    """Reference pictures: (images, height, width, channels); negative: pictures to move away
-    from."""
-
-    images: Tensor
-    negative: Tensor | None = None
-    batch_size: int = 0
-
-
-def image_prompt(pipeline: Pipeline, references: References) -> ImagePrompt:
-    """Encode references and project them: all images in one prompt, sharing one softmax
-    (concat)."""
-    adapter, clip_vision = pipeline.adapter, pipeline.clip_vision
-    check_encoder(clip_vision, adapter.name, adapter.spec)
-    source = adapter.spec.embed_source
-    cond = encode(clip_vision, references.images, source, references.batch_size)
-    check_width(cond, adapter.name, adapter.spec)
-    if references.negative is None:
-        uncond = encode_nothing(clip_vision, cond, source)
-    else:
-        uncond = encode(clip_vision, references.negative, source, references.batch_size)
-    return ImagePrompt(concat(project(adapter, cond)), concat(project(adapter, uncond)))
+def run(request: Request) -> ModelPatcher:
+    """What an Apply node does. Raises ValueError where adapter, MODEL, encoder and inputs do not
+    fit."""
+    pipeline, layout = request.pipeline, read_layout(_model(request))
+    spec = pipeline.adapter.spec
+    layout.check(spec.layer_widths, spec.token_dim, pipeline.adapter.name)
+    plan = request.plan(layout)
+    when = When(request.start_at, request.end_at, request.attn_mask)
+    prompt = build_prompt(request, pipeline)
+    return apply_prompt(_model(request), pipeline.adapter, prompt, plan, when)
 
 
-def project(adapter: Adapter, features: Tensor) -> Tensor:
-    """Features to image tokens: (images, tokens, token_dim), fp32, on the CPU."""
-    with torch.no_grad():
-        return adapter.projector(features.float().cpu())
+def _model(request: Request) -> ModelPatcher:
+    if request.model is None:
+        raise ValueError("No MODEL: connect the MODEL output of a checkpoint loader to model.")
+    return request.model
+
+
+def build_prompt(request: Request, pipeline: Pipeline) -> ImagePrompt:
+    """Read the request's pictures and project them into one prompt."""
+    method = chosen(CombineMethod, request.combine_embeds, "combine_embeds")
+    image, negative = _embeds(request, pipeline)
+    second = None
+    if request.image_composition is not None:
+        second = read(pipeline, request.image_composition, request)
+
+    def tokens(embeds: ImageEmbeds, how: CombineMethod) -> Tensor:
+        if request.per_item:
+            return project(pipeline.adapter, embeds)
+        if len(embeds) > 1:
+            embeds = combine_image_embeds([embeds], how)
+        return concat(project(pipeline.adapter, embeds))
+
+    # The arithmetic of several pictures is meant for the prompt; several negatives are one mean
+    # picture.
+    calm = method if method is CombineMethod.CONCAT else CombineMethod.AVERAGE
+    return ImagePrompt(
+        tokens(image, method),
+        tokens(negative, calm),
+        None if second is None else tokens(second, method),
+    )
+
+
+def _embeds(request: Request, pipeline: Pipeline) -> tuple[ImageEmbeds, ImageEmbeds]:
+    """What to show and what to move away from: the embeds that are connected, else pictures, else
+    nothing."""
+    image = _checked(request.pos_embed, "pos_embed", pipeline)
+    if image is None:
+        if request.image is None:
+            raise ValueError("No reference picture: connect an IMAGE to image.")
+        image = read(pipeline, request.image, request)
+    negative = _checked(request.neg_embed, "neg_embed", pipeline)
+    if negative is None and request.image_negative is not None:
+        negative = read(pipeline, request.image_negative, request)
+    return image, negative or read_nothing(pipeline, image)
+
+
+def _checked(value: Any, name: str, pipeline: Pipeline) -> ImageEmbeds | None:
+    if value is None:
+        return None
+    embeds = as_image_embeds(value, name)
+    check_belongs(embeds, pipeline.adapter.spec, pipeline.adapter.name, name)
+    return embeds
 
 
 def apply_prompt(
     model: ModelPatcher, adapter: Adapter, prompt: ImagePrompt, plan: Plan, when: When
 ) -> ModelPatcher:
-    """Patch a clone of `model` with a prompt. Raises ValueError if adapter and MODEL do not belong
+    """Patch a clone of `model` with a prompt. ValueError if adapter and MODEL do not belong
     together."""
     layout = read_layout(model)
     sampling = model.get_model_object("model_sampling")

@@ -9,6 +9,7 @@ import torch
 from comfy.clip_vision import ClipVisionModel
 from torch import Tensor
 
+from ..images import CLIP_MEAN, clip_image
 from ..spec import AdapterSpec, EmbedSource, encoder_name
 
 _CHUNK = 16  # images per encoder call when the node does not say
@@ -43,7 +44,10 @@ def encode(clip_vision: Any, images: Tensor, source: EmbedSource, batch_size: in
     parts = []
     for chunk in images.split(batch_size or _CHUNK):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        output = clip_vision.encode_image(chunk[..., :3], crop=True)
+        # Cut and sized as the reference does it; the host's own resize rounds the long side
+        # differently and leaves an image of the right size alone.
+        square = clip_image(chunk, image_size(clip_vision))
+        output = clip_vision.encode_image(square, crop=True)
         parts.append(getattr(output, _OUTPUT[source]).float())
     return torch.cat(parts)
 
@@ -58,9 +62,14 @@ def encode_nothing(clip_vision: Any, like: Tensor, source: EmbedSource) -> Tenso
         return torch.zeros_like(like[:1])
     if isinstance(clip_vision, ClipVisionModel):
         return _encode_zero_pixels(clip_vision).float()
-    size = getattr(clip_vision, "image_size", 224)
-    mean = torch.tensor(getattr(clip_vision, "image_mean", (0.481, 0.458, 0.408)))
+    size = image_size(clip_vision)
+    mean = torch.tensor(getattr(clip_vision, "image_mean", CLIP_MEAN))
     return encode(clip_vision, mean.expand(1, size, size, 3), source)
+
+
+def image_size(clip_vision: Any) -> int:
+    """Side of the square picture that an encoder takes."""
+    return int(getattr(clip_vision, "image_size", 224))
 
 
 def _encode_zero_pixels(clip_vision: ClipVisionModel) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..host.request import chosen
 from ..images import CropPosition, Interpolation, prep_image
 from ..noise import NoiseType, noise_image
 from . import inputs
@@ -66,8 +67,8 @@ class PrepImageForClipVision(io.ComfyNode):
         sharpening: float,
         size: int = 224,
     ) -> io.NodeOutput:
-        resampling = inputs.chosen(Interpolation, interpolation, "interpolation")
-        position = inputs.chosen(CropPosition, crop_position, "crop_position")
+        resampling = chosen(Interpolation, interpolation, "interpolation")
+        position = chosen(CropPosition, crop_position, "crop_position")
         return io.NodeOutput(prep_image(image, resampling, position, sharpening, size))
 
 
@@ -131,7 +132,7 @@ class IPAdapterNoise(io.ComfyNode):
         image_optional: Tensor | None = None,
         seed: int = FROM_CONTENT,
     ) -> io.NodeOutput:
-        kind = inputs.chosen(NoiseType, type, "type")
+        kind = chosen(NoiseType, type, "type")
         chosen_seed = None if seed == FROM_CONTENT else seed
         return io.NodeOutput(noise_image(kind, strength, blur, image_optional, chosen_seed))
 

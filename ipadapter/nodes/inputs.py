@@ -3,29 +3,16 @@ de facto ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from enum import Enum
-from typing import TypeVar
-
 from comfy_api.latest import io
 
+from ..embeds import CombineMethod
 from ..folding import EmbedsScaling
 from ..layers import WEIGHT_TYPES
 
 IPAdapterWire = io.Custom("IPADAPTER")
-COMBINE_EMBEDS = ("concat", "add", "subtract", "average", "norm average")
-
-_Choice = TypeVar("_Choice", bound=Enum)
-
-
-def chosen(kind: type[_Choice], value: str, name: str) -> _Choice:
-    """A widget string as its enum. Older hosts do not check the strings that a client sends, so
-    this does."""
-    try:
-        return kind(value)
-    except ValueError:
-        options = ", ".join(repr(member.value) for member in kind)
-        raise ValueError(f"{name} is {value!r}: expected one of {options}.") from None
+InsightFaceWire = io.Custom("INSIGHTFACE")
+# The Apply nodes offer all methods but these two, which only Combine Embeds has.
+APPLY_COMBINE = [m.value for m in CombineMethod if m.value not in ("max", "min")]
 
 
 def model() -> io.Input:
@@ -76,7 +63,7 @@ def weight_type() -> io.Input:
 def combine_embeds(default: str = "concat") -> io.Input:
     return io.Combo.Input(
         "combine_embeds",
-        options=list(COMBINE_EMBEDS),
+        options=APPLY_COMBINE,
         default=default,
         tooltip="How several reference pictures become one prompt. concat keeps all of them; "
         "average mixes.",
@@ -144,6 +131,58 @@ def clip_vision() -> io.Input:
     )
 
 
+def weight_faceidv2() -> io.Input:
+    return io.Float.Input(
+        "weight_faceidv2",
+        default=1.0,
+        min=-1.0,
+        max=5.0,
+        step=0.05,
+        tooltip="FaceID Plus v2 only: how much of the face's picture joins its identity.",
+    )
+
+
+def insightface() -> io.Input:
+    return InsightFaceWire.Input(
+        "insightface",
+        optional=True,
+        tooltip="Face analysis, for FaceID adapters: from IPAdapter InsightFace Loader or the "
+        "FaceID loader.",
+    )
+
+
+def encode_batch_size() -> io.Input:
+    return io.Int.Input(
+        "encode_batch_size",
+        default=0,
+        min=0,
+        max=4096,
+        tooltip="Pictures encoded at once. 0: chosen for you. Lower it if encoding runs out of "
+        "memory.",
+    )
+
+
+def enhance(ratio: float) -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "enhance_tiles",
+            default=2,
+            min=1,
+            max=16,
+            tooltip="The encoder looks at the picture in this many tiles per side, so that it sees "
+            "details.",
+        ),
+        io.Float.Input(
+            "enhance_ratio",
+            default=ratio,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="How much of the whole picture stays in the mix. 0: details only.",
+        ),
+    ]
+
+
 def negative_mask_vision() -> list[io.Input]:
     """The three optional sockets that close most Apply nodes."""
     return [image_negative(), attn_mask(), clip_vision()]
@@ -151,10 +190,3 @@ def negative_mask_vision() -> list[io.Input]:
 
 def patched_model() -> io.Output:
     return io.Model.Output(display_name="MODEL", tooltip="The MODEL with the image prompt in it.")
-
-
-def check_choice(value: str, options: Sequence[str], name: str) -> str:
-    """Like `chosen`, for a plain list of strings."""
-    if value not in options:
-        raise ValueError(f"{name} is {value!r}: expected one of {', '.join(map(repr, options))}.")
-    return value

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..host.request import chosen
 from ..weights import Method, Timing, WeightsStrategy, combine_weights, parse_weights
 from . import inputs
 
@@ -78,8 +79,8 @@ class IPAdapterWeights(io.ComfyNode):
     ) -> io.NodeOutput:
         strategy = WeightsStrategy(
             weights=parse_weights(weights),
-            timing=inputs.chosen(Timing, timing, "timing"),
-            method=inputs.chosen(Method, method, "method"),
+            timing=chosen(Timing, timing, "timing"),
+            method=chosen(Method, method, "method"),
             **frames,
         )
         return _scheduled(strategy, image)

@@ -70,9 +70,7 @@ def pack_model(pair: Pair, case: Case, core: Any) -> Any:
         checkpoint = core("checkpoint").checkpoint_from_dict(state, "random adapter")
         adapter = core("adapter").Adapter.from_checkpoint(checkpoint)
         prompt, concat, apply = core("prompt"), core("prompt").concat, core("host.apply")
-        image = prompt.ImagePrompt(
-            concat(apply.project(adapter, cond)), apply.project(adapter, uncond)
-        )
+        image = prompt.ImagePrompt(concat(adapter.projector(cond)), adapter.projector(uncond))
         model = apply.apply_prompt(
             model, adapter, image, core("plan").Plan((weight,)), apply.When(mask=case.mask)
         )

@@ -1,0 +1,240 @@
+"""Encoding pictures once: to mix, to keep in a file, to use on several models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..embeds import (
+    CombineMethod,
+    as_image_embeds,
+    combine_image_embeds,
+    is_embeds_file,
+    load_embeds,
+    save_embeds,
+)
+from ..host.features import read, read_nothing
+from ..host.request import Request, chosen
+from ..images import blank_outside
+from ..paths import inside
+from . import inputs
+from .base import ApplyNode
+
+EmbedsWire = io.Custom("EMBEDS")
+CATEGORY = "ipadapter/embeds"
+
+
+class IPAdapterEncoder(io.ComfyNode):
+    """Pictures to embeds."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAdapterEncoder",
+            display_name="IPAdapter Encoder",
+            category=CATEGORY,
+            description="Encodes pictures for an adapter without applying them, to mix or save "
+            "them.",
+            inputs=[
+                inputs.ipadapter(),
+                inputs.image(),
+                inputs.weight(high=3.0, step=0.01),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Part of the picture to read; the rest is blanked out.",
+                ),
+                inputs.clip_vision(),
+            ],
+            outputs=[
+                EmbedsWire.Output("pos_embed", display_name="pos_embed"),
+                EmbedsWire.Output("neg_embed", display_name="neg_embed"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        ipadapter: Any,
+        image: Tensor,
+        weight: float,
+        mask: Tensor | None = None,
+        clip_vision: Any = None,
+    ) -> io.NodeOutput:
+        request = Request(None, ipadapter, clip_vision=clip_vision)
+        pipeline = request.pipeline
+        positive = read(pipeline, blank_outside(image, mask), request)
+        negative = read_nothing(pipeline, positive)
+        weighted = replace(positive.map(lambda tensor: tensor * weight), weight=weight)
+        return io.NodeOutput(weighted, negative)
+
+
+class IPAdapterCombineEmbeds(io.ComfyNode):
+    """Up to five embeds into one."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAdapterCombineEmbeds",
+            display_name="IPAdapter Combine Embeds",
+            category=CATEGORY,
+            description="Mixes up to five embeds into one.",
+            inputs=[
+                EmbedsWire.Input("embed1", tooltip="From IPAdapter Encoder or Load Embeds."),
+                io.Combo.Input(
+                    "method",
+                    options=[method.value for method in CombineMethod],
+                    tooltip="concat keeps all; average mixes; subtract takes the others from the "
+                    "first.",
+                ),
+                *(
+                    EmbedsWire.Input(
+                        f"embed{number}", optional=True, tooltip="Another picture's embeds."
+                    )
+                    for number in range(2, 6)
+                ),
+            ],
+            outputs=[EmbedsWire.Output(display_name="EMBEDS")],
+        )
+
+    @classmethod
+    def execute(cls, method: str, **embeds: Any) -> io.NodeOutput:
+        names = sorted(name for name, value in embeds.items() if value is not None)
+        given = [as_image_embeds(embeds[name], name) for name in names]
+        how = chosen(CombineMethod, method, "method")
+        return io.NodeOutput(combine_image_embeds(given, how, names))
+
+
+class IPAdapterSaveEmbeds(io.ComfyNode):
+    """Keep embeds in a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAdapterSaveEmbeds",
+            display_name="IPAdapter Save Embeds",
+            category=CATEGORY,
+            description="Saves embeds in the input folder, where IPAdapter Load Embeds lists them.",
+            inputs=[
+                EmbedsWire.Input("embeds", tooltip="From IPAdapter Encoder or Combine Embeds."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="IP_embeds",
+                    tooltip="Start of the file's name; a number follows. Folders below input are "
+                    "allowed.",
+                ),
+            ],
+            outputs=[],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, embeds: Any, filename_prefix: str) -> io.NodeOutput:
+        folder = Path(folder_paths.get_input_directory())
+        path = save_embeds(as_image_embeds(embeds), inside(folder, filename_prefix))
+        return io.NodeOutput(ui={"text": [path.relative_to(folder.resolve()).as_posix()]})
+
+
+def embeds_files() -> list[str]:
+    """Embeds files in the input folder and below."""
+    folder = folder_paths.get_input_directory()
+    names, _ = folder_paths.recursive_search(folder, excluded_dir_names=[])
+    return sorted(name for name in names if is_embeds_file(name))
+
+
+class IPAdapterLoadEmbeds(io.ComfyNode):
+    """Take embeds from a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAdapterLoadEmbeds",
+            display_name="IPAdapter Load Embeds",
+            category=CATEGORY,
+            description="Loads embeds that were saved. Needs neither the picture nor an image "
+            "encoder.",
+            inputs=[
+                io.Combo.Input(
+                    "embeds", options=embeds_files(), tooltip="A file in the input folder."
+                )
+            ],
+            outputs=[EmbedsWire.Output(display_name="EMBEDS")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, embeds: str) -> object:
+        stat = cls._path(embeds).stat()
+        return stat.st_size, stat.st_mtime_ns
+
+    @classmethod
+    def execute(cls, embeds: str) -> io.NodeOutput:
+        return io.NodeOutput(load_embeds(cls._path(embeds)))
+
+    @classmethod
+    def _path(cls, name: str) -> Path:
+        folder = Path(folder_paths.get_input_directory())
+        path = inside(folder, name)
+        if not (is_embeds_file(name) and path.is_file()):
+            raise FileNotFoundError(
+                f"{name} is not an embeds file in {folder}. Save one with IPAdapter Save Embeds, "
+                f"or put it there."
+            )
+        return path
+
+
+class IPAdapterEmbeds(ApplyNode):
+    """Apply embeds."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return cls._embeds(
+            "IPAdapterEmbeds", "IPAdapter Embeds", "Uses encoded pictures as a prompt."
+        )
+
+    @classmethod
+    def _embeds(cls, node_id: str, name: str, description: str) -> io.Schema:
+        return cls.schema(
+            node_id,
+            name,
+            description,
+            EmbedsWire.Input(
+                "pos_embed", tooltip="What to show: from IPAdapter Encoder or Load Embeds."
+            ),
+            inputs.weight(high=3.0),
+            inputs.weight_type(),
+            *inputs.start_end(),
+            inputs.embeds_scaling(),
+            EmbedsWire.Input("neg_embed", optional=True, tooltip="What to move away from."),
+            inputs.attn_mask(),
+            inputs.clip_vision(),
+            category=CATEGORY,
+        )
+
+
+class IPAdapterEmbedsBatch(IPAdapterEmbeds):
+    """Embeds i for latent i."""
+
+    PER_ITEM = True
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return cls._embeds(
+            "IPAdapterEmbedsBatch",
+            "IPAdapter Embeds Batch",
+            "Gives every latent of a batch its own encoded picture.",
+        )
+
+
+EMBEDS: list[type[io.ComfyNode]] = [
+    IPAdapterEncoder,
+    IPAdapterCombineEmbeds,
+    IPAdapterSaveEmbeds,
+    IPAdapterLoadEmbeds,
+    IPAdapterEmbeds,
+    IPAdapterEmbedsBatch,
+]

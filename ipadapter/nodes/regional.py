@@ -1,0 +1,174 @@
+"""Regions: a picture, its mask and its prompt together, then all regions onto one MODEL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import node_helpers
+from comfy_api.latest import io
+
+from ..host.apply import run
+from ..host.request import Request
+from . import inputs
+from .base import ApplyNode
+
+ParamsWire = io.Custom("IPADAPTER_PARAMS")
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """One picture and where, when and how strongly it acts; field names are a Request's."""
+
+    image: Any
+    attn_mask: Any
+    weight: float
+    weight_type: str
+    start_at: float
+    end_at: float
+
+
+def regions_of(params: Any) -> tuple[Region, ...]:
+    """Understand an IPADAPTER_PARAMS payload: this pack's regions, or other packs' dict of
+    lists."""
+    if isinstance(params, tuple) and all(isinstance(region, Region) for region in params):
+        return params
+    if isinstance(params, dict) and "image" in params:
+        rows = zip(
+            *(
+                params[key]
+                for key in ("image", "attn_mask", "weight", "weight_type", "start_at", "end_at")
+            ),
+            strict=True,
+        )
+        return tuple(Region(*row) for row in rows)
+    raise ValueError(
+        f"ipadapter_params received a {type(params).__name__}: expected the output of IPAdapter "
+        f"Regional "
+        "Conditioning or IPAdapter Combine Params."
+    )
+
+
+class IPAdapterRegionalConditioning(io.ComfyNode):
+    """One region: picture, mask, prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAdapterRegionalConditioning",
+            display_name="IPAdapter Regional Conditioning",
+            category="ipadapter/params",
+            description="One region of the picture: a reference and a prompt that both act inside "
+            "a mask.",
+            inputs=[
+                inputs.image(),
+                inputs.weight("image_weight", high=3.0),
+                io.Float.Input(
+                    "prompt_weight",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Strength of the text prompts inside the mask.",
+                ),
+                inputs.weight_type(),
+                *inputs.start_end(),
+                io.Mask.Input("mask", optional=True, tooltip="The region: white on, black off."),
+                io.Conditioning.Input(
+                    "positive", optional=True, tooltip="What to show in the region."
+                ),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="What to avoid in the region."
+                ),
+            ],
+            outputs=[
+                ParamsWire.Output(display_name="IPADAPTER_PARAMS"),
+                io.Conditioning.Output("POSITIVE", display_name="POSITIVE"),
+                io.Conditioning.Output("NEGATIVE", display_name="NEGATIVE"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image,
+        image_weight,
+        prompt_weight,
+        weight_type,
+        start_at,
+        end_at,
+        mask=None,
+        positive=None,
+        negative=None,
+    ) -> io.NodeOutput:
+        region = Region(image, mask, image_weight, weight_type, start_at, end_at)
+        prompts = (masked(prompt, mask, prompt_weight) for prompt in (positive, negative))
+        return io.NodeOutput((region,), *prompts)
+
+
+def masked(prompt: Any, mask: Any, strength: float) -> Any:
+    """A CONDITIONING confined to a mask, as the host's own Conditioning (Set Mask) does it."""
+    if prompt is None:
+        return []
+    if mask is None:
+        return prompt
+    mask = mask.unsqueeze(0) if mask.ndim < 3 else mask
+    values = {"mask": mask, "set_area_to_bounds": False, "mask_strength": strength}
+    return node_helpers.conditioning_set_values(prompt, values)
+
+
+class IPAdapterCombineParams(io.ComfyNode):
+    """Several regions on one wire."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        names = [f"params_{number}" for number in range(1, 6)]
+        return io.Schema(
+            node_id="IPAdapterCombineParams",
+            display_name="IPAdapter Combine Params",
+            category="ipadapter/params",
+            description="Puts up to five regions on one wire.",
+            inputs=[
+                ParamsWire.Input(name, optional=name > "params_2", tooltip="One or more regions.")
+                for name in names
+            ],
+            outputs=[ParamsWire.Output(display_name="IPADAPTER_PARAMS")],
+        )
+
+    @classmethod
+    def execute(cls, **params: Any) -> io.NodeOutput:
+        given = [params[name] for name in sorted(params) if params[name] is not None]
+        return io.NodeOutput(tuple(region for item in given for region in regions_of(item)))
+
+
+class IPAdapterFromParams(ApplyNode):
+    """Apply all regions."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return cls.schema(
+            "IPAdapterFromParams",
+            "IPAdapter from Params",
+            "Applies every region that IPAdapter Regional Conditioning described.",
+            ParamsWire.Input(
+                "ipadapter_params", tooltip="From Regional Conditioning or Combine Params."
+            ),
+            inputs.combine_embeds(),
+            inputs.embeds_scaling(),
+            inputs.image_negative(),
+            inputs.clip_vision(),
+            category="ipadapter/params",
+        )
+
+    @classmethod
+    def execute(cls, model: Any, ipadapter_params: Any, **given: Any) -> io.NodeOutput:
+        for region in regions_of(ipadapter_params):
+            model = run(replace(Request(model, **given), **vars(region)))
+        return io.NodeOutput(model)
+
+
+REGIONAL: list[type[io.ComfyNode]] = [
+    IPAdapterRegionalConditioning,
+    IPAdapterCombineParams,
+    IPAdapterFromParams,
+]

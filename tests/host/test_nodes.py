@@ -1,0 +1,52 @@
+"""The Apply nodes through the host: they run, and each setting reaches the patch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support.unets import TINY_SD15, build_model, random_adapter
+
+APPLY = {
+    "IPAdapterTiled": {"image": "image"},
+    "IPAdapterTiledBatch": {"image": "image"},
+    "IPAdapterClipVisionEnhancer": {"image": "image"},
+    "IPAdapterClipVisionEnhancerBatch": {"image": "image"},
+    "IPAdapterMS": {"image": "image"},
+    "IPAdapterAdvanced": {"image": "image"},
+    "IPAdapterBatch": {"image": "image"},
+    "IPAdapterStyleComposition": {"image_style": "image", "image_composition": "image"},
+    "IPAdapterStyleCompositionBatch": {"image_style": "image", "image_composition": "image"},
+    "IPAdapterPreciseStyleTransfer": {"image": "image"},
+    "IPAdapterPreciseStyleTransferBatch": {"image": "image"},
+    "IPAdapterPreciseComposition": {"image": "image"},
+    "IPAdapterPreciseCompositionBatch": {"image": "image"},
+}
+
+
+@pytest.fixture(scope="module")
+def wires(host: Any) -> dict[str, Any]:
+    """What a graph would connect: MODEL, adapter, encoder, pictures."""
+    from support.vision import tiny_clip_vision
+
+    checkpoint = host.module("ipadapter.checkpoint").checkpoint_from_dict(
+        random_adapter(TINY_SD15, embed_dim=48), "random adapter"
+    )
+    g = torch.Generator().manual_seed(1)
+    return {
+        "model": build_model(TINY_SD15),
+        "ipadapter": host.module("ipadapter.adapter").Adapter.from_checkpoint(checkpoint),
+        "clip_vision": tiny_clip_vision(projected=48),
+        "image": torch.rand(2, 40, 56, 3, generator=g),
+    }
+
+
+@pytest.mark.parametrize("node_id", APPLY)
+def test_apply_nodes_patch_a_copy(host: Any, wires: dict[str, Any], node_id: str) -> None:
+    pictures = {name: wires[wire] for name, wire in APPLY[node_id].items()}
+    common = {name: wires[name] for name in ("model", "ipadapter", "clip_vision")}
+    patched, *_ = host.call(node_id, **common, **pictures)
+    assert patched is not wires["model"]
+    assert patched.model_options["transformer_options"]["patches_replace"]["attn2"]
+    assert "patches_replace" not in wires["model"].model_options["transformer_options"]
