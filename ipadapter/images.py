@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from enum import Enum
+from functools import reduce
 
 import numpy as np
 import torch
@@ -224,19 +225,20 @@ def sharpen(image: Tensor, amount: float) -> Tensor:
         return image
     height, width = image.shape[1:3]
     padded = F.pad(image.movedim(-1, 1), (1, 1, 1, 1), mode="replicate")
-    window = torch.stack(
-        [padded[..., y : y + height, x : x + width] for y in range(3) for x in range(3)]
-    )  # (9, batch, channels, height, width), row by row
-    cross = window[[1, 3, 4, 5, 7]]
-    low = cross.amin(0) + window.amin(0)
-    high = cross.amax(0) + window.amax(0)
+    window = [padded[..., y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    cross, corners = [*window[1::2], window[4]], window[0::2]  # corners hold the middle too
+    low, high = reduce(torch.minimum, cross), reduce(torch.maximum, cross)
+    low = low + reduce(torch.minimum, corners, low)
+    high = high + reduce(torch.maximum, corners, high)
     room = torch.minimum(low, 2.0 - high).clamp(min=0.0) / high.clamp(min=1e-6)
     ring = -room.sqrt() * (1 / 8 + amount * (1 / 5 - 1 / 8))
-    sharpened = (window[[1, 3, 5, 7]].sum(0) * ring + window[4]) / (1.0 + 4.0 * ring)
+    sharpened = (sum(window[1::2]) * ring + window[4]) / (1.0 + 4.0 * ring)
     return sharpened.clamp(0.0, 1.0).movedim(1, -1)
 
 
 def _check_finite(image: Tensor, name: str) -> None:
+    if torch.isfinite(image.sum()):  # one pass, the usual case
+        return
     broken = ~torch.isfinite(image).flatten(1).all(1)
     if broken.any():
         index = int(broken.nonzero()[0])
@@ -274,7 +276,7 @@ def _resize_and_crop(image: Tensor, size: int) -> Tensor:
 
 def _levels(image: Tensor) -> np.ndarray:
     """Float 0..1 to 8 bits, rounded to the nearest level."""
-    return (image * 255.0).round().clamp(0, 255).to("cpu", torch.uint8).numpy()
+    return (image * 255.0).round_().clamp_(0, 255).to("cpu", torch.uint8).numpy()
 
 
 def _from_levels(levels: np.ndarray, device: torch.device) -> Tensor:
