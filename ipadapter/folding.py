@@ -64,7 +64,8 @@ def _penalised(weight: Tensor, key: Tensor) -> Tensor:
 
 def _mean_scaled(key: Tensor, value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     weight, mean = _penalised(weight, key), value.mean(dim=1, keepdim=True)
-    return key * weight, (value - mean) + mean * weight
+    # Deviations from the mean cancel out at weight 0, but only up to rounding: they are left out.
+    return key * weight, (value - mean) * (weight != 0) + mean * weight
 
 
 _SCALES: Mapping[EmbedsScaling, _Scale] = {

@@ -86,18 +86,20 @@ class UNetLayout:
         """Number of SpatialTransformers: 16 for SD1.5, 11 for SDXL."""
         return len({layer.transformer for layer in self.layers})
 
-    def check(self, widths: Sequence[int], token_dim: int, adapter: str) -> None:
+    def check(self, widths: Sequence[int], token_dim: int, adapter: str, base: str) -> None:
         """Raise ValueError unless an adapter with these layer widths and token width fits this
-        UNet."""
+        UNet.
+
+        adapter, base: its file name and the base that it was made for, for the message.
+        """
         found = tuple(layer.width for layer in self.layers)
         if tuple(widths) == found and token_dim == self.context_dim:
             return
         raise ValueError(
-            f"{adapter} does not fit this MODEL: the adapter has {_describe(widths, token_dim)}, "
-            f"the MODEL is "
-            f"{self.name} with {_describe(found, self.context_dim)}. Load an adapter made for "
-            f"{self.name}, "
-            f"or a checkpoint of the adapter's base."
+            f"{adapter} does not fit this MODEL: it is made for {base} "
+            f"({_describe(widths, token_dim)}), the MODEL is {self.name} "
+            f"({_describe(found, self.context_dim)}). "
+            f"Load an adapter made for {self.name}, or a checkpoint of {base}."
         )
 
 

@@ -102,7 +102,8 @@ class Injection:
     @property
     def items(self) -> int:
         """Number of per-latent prompts: 1 serves the whole batch."""
-        return max(self.layer.cond.key.shape[0], self.layer.uncond.key.shape[0])
+        pairs = (self.layer.cond, self.layer.uncond)
+        return max(tensor.shape[0] for pair in pairs for tensor in (pair.key, pair.value))
 
     def prepared(self, call: CallState, query: Tensor) -> KeyValue:
         """Keys and values on the query's device and dtype, one group of rows after another.

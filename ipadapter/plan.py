@@ -65,7 +65,8 @@ def fold_layers(
     device: where to project; dtype: in which the result is kept. Raises ValueError if the adapter
     is made for another base than the layout's.
     """
-    layout.check(adapter.spec.layer_widths, adapter.spec.token_dim, adapter.name)
+    spec = adapter.spec
+    layout.check(spec.layer_widths, spec.token_dim, adapter.name, spec.base_name)
     rules = plan.rules(layout)
     acting = [any(rule.weight for rule in per_weight) for per_weight in rules]
     projected = adapter.key_values(prompt, device, acting)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
@@ -22,11 +21,15 @@ from support.unets import (
 EMBED = 48
 TOLERANCE = {"tiny": 1e-5, "full": 2e-4}
 MEASURED: dict[str, float] = {}
+_PAIR: dict[Geometry, Pair] = {}
 
 
-@cache
 def pair_of(geometry: Geometry) -> Pair:
-    return build_pair(geometry)
+    """The pair of a geometry; only the last one is kept, as SDXL alone takes 10 GB."""
+    if geometry not in _PAIR:
+        _PAIR.clear()
+        _PAIR[geometry] = build_pair(geometry)
+    return _PAIR[geometry]
 
 
 def features(plus: bool, images: int, seed: int) -> torch.Tensor:
