@@ -27,6 +27,14 @@ def check_encoder(clip_vision: Any, adapter: str, spec: AdapterSpec) -> None:
             "with that encoder from models/clip_vision. If it is connected, the file it loads is "
             "not an image encoder."
         )
+    # Set by this pack's loaders; the host fills a missing projection with uninitialised numbers.
+    if spec.embed_source is EmbedSource.POOLED and not getattr(clip_vision, "has_projection", True):
+        raise ValueError(
+            f"{adapter} needs image_embeds and the connected encoder file has no "
+            f"visual_projection.weight, so it "
+            f"cannot give them. Download {spec.encoder_name} with its projection "
+            f"(CLIPVisionModelWithProjection)."
+        )
 
 
 def encode(clip_vision: Any, images: Tensor, source: EmbedSource, batch_size: int = 0) -> Tensor:

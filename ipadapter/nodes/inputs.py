@@ -21,6 +21,12 @@ def model() -> io.Input:
     )
 
 
+def plain_model() -> io.Input:
+    return io.Model.Input(
+        "model", tooltip="The checkpoint's MODEL: its base decides which files fit."
+    )
+
+
 def ipadapter(optional: bool = False) -> io.Input:
     return IPAdapterWire.Input(
         "ipadapter",

@@ -1,0 +1,109 @@
+"""The unified loaders: a preset in, the right files out, whatever they are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import comfy.utils
+import folder_paths
+from comfy.model_patcher import ModelPatcher
+
+from ..adapter import Adapter
+from ..checkpoint import read_checkpoint
+from ..choice import Choice, choose
+from ..diagnosis import Folders, ModelFacts, Subject, report
+from ..files import scan
+from .encoders import FOLDER as ENCODERS
+from .encoders import facts_of, load_encoder
+from .files import ADAPTERS
+from .payload import Pipeline, pipeline_of
+from .unet import read_layout
+
+LORAS = "loras"
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """What a unified loader gives: the MODEL (with a LoRA where the adapter has one), the adapter,
+    and notes."""
+
+    model: ModelPatcher
+    pipeline: Pipeline
+    notes: tuple[str, ...] = ()
+
+
+def model_facts(model: ModelPatcher) -> ModelFacts:
+    """What a MODEL is; no layers where it is no UNet with cross-attention."""
+    kind = type(model.model).__name__
+    try:
+        layout = read_layout(model)
+    except ValueError:
+        return ModelFacts(0, (), kind)
+    widths = tuple(layer.width for layer in layout.layers)
+    unet = model.get_model_object("diffusion_model")
+    base = "Kolors" if hasattr(unet, "encoder_hid_proj") else ""
+    return ModelFacts(layout.context_dim, widths, kind, base)
+
+
+def model_folders() -> Folders:
+    """The folders that loaders search, listed afresh."""
+    return Folders(
+        *(scan(folder_paths.get_folder_paths(kind)) for kind in (ADAPTERS, ENCODERS, LORAS))
+    )
+
+
+def load_preset(model: ModelPatcher, preset: str, lora_strength: float = 0.0) -> Loaded:
+    """Find and open what a preset means for this MODEL. The MODEL is patched with the adapter's
+    LoRA, if any."""
+    layout = read_layout(model)  # a MODEL without cross-attention is refused here, with the reason
+    base = model_facts(model).base_name or layout.name
+    folders = model_folders()
+    chosen = choose(
+        preset,
+        base,
+        folders.adapters,
+        folders.encoders,
+        folders.loras,
+        need_lora=lora_strength != 0,
+    )
+    adapter = Adapter(chosen.spec, read_checkpoint(chosen.adapter.path))
+    encoder = None if chosen.encoder is None else load_encoder(chosen.encoder.path)
+    return Loaded(
+        with_lora(model, chosen, lora_strength),
+        Pipeline(adapter, encoder),
+        (summary(chosen), *chosen.notes),
+    )
+
+
+def with_lora(model: ModelPatcher, chosen: Choice, strength: float) -> ModelPatcher:
+    """The MODEL with the LoRA that belongs to a FaceID adapter."""
+    if chosen.lora is None or strength == 0:
+        return model
+    state = comfy.utils.load_torch_file(str(chosen.lora.path), safe_load=True)
+    patched, _ = comfy.sd.load_lora_for_models(model, None, state, strength, 0)
+    return patched
+
+
+def summary(chosen: Choice) -> str:
+    """One line for the node: which files were taken."""
+    files = [chosen.adapter, chosen.encoder, chosen.lora]
+    names = " + ".join(Path(file.name).name for file in files if file is not None)
+    return f"{names}: {chosen.spec.summary}"
+
+
+def diagnose(model: ModelPatcher, ipadapter: Any, clip_vision: Any, preset: str) -> str:
+    """The doctor's report on what is connected and what lies in the folders."""
+    pipeline = None if ipadapter is None else pipeline_of(ipadapter)
+    if pipeline is not None:
+        pipeline = replace(pipeline, clip_vision=clip_vision or pipeline.clip_vision)
+        clip_vision = pipeline.clip_vision
+    subject = Subject(
+        model_facts(model),
+        None if pipeline is None else (pipeline.adapter.name, pipeline.adapter.spec),
+        None if clip_vision is None else ("the connected encoder", facts_of(clip_vision)),
+        preset,
+    )
+    return report(subject, model_folders())
