@@ -52,6 +52,12 @@ class Plan:
         return tuple(zip(*per_weight, strict=True))
 
 
+def check_fits(adapter: Adapter, layout: UNetLayout) -> None:
+    """Raise ValueError if an adapter is made for another base than the layout's."""
+    spec = adapter.spec
+    layout.check(spec.layer_widths, spec.token_dim, adapter.name, spec.base_name)
+
+
 def fold_layers(
     adapter: Adapter,
     layout: UNetLayout,
@@ -65,8 +71,7 @@ def fold_layers(
     device: where to project; dtype: in which the result is kept. Raises ValueError if the adapter
     is made for another base than the layout's.
     """
-    spec = adapter.spec
-    layout.check(spec.layer_widths, spec.token_dim, adapter.name, spec.base_name)
+    check_fits(adapter, layout)
     rules = plan.rules(layout)
     acting = [any(rule.weight for rule in per_weight) for per_weight in rules]
     projected = adapter.key_values(prompt, device, acting)

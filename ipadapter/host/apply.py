@@ -19,7 +19,7 @@ from ..embeds import (
 )
 from ..mask import check_mask
 from ..patch import Injection
-from ..plan import Plan, fold_layers
+from ..plan import Plan, check_fits, fold_layers
 from ..prompt import ImagePrompt, concat
 from ..schedule import sigma_range
 from .devices import compute_device, kept_device, kept_dtype
@@ -42,8 +42,7 @@ def run(request: Request) -> ModelPatcher:
     """What an Apply node does. Raises ValueError where adapter, MODEL, encoder and inputs do not
     fit."""
     pipeline, layout = request.pipeline, read_layout(_model(request))
-    spec = pipeline.adapter.spec
-    layout.check(spec.layer_widths, spec.token_dim, pipeline.adapter.name)
+    check_fits(pipeline.adapter, layout)
     plan = request.plan(layout)
     when = When(request.start_at, request.end_at, request.attn_mask)
     prompt = build_prompt(request, pipeline)
