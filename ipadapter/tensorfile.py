@@ -90,18 +90,33 @@ def open_tensor_file(path: Path) -> TensorFile:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path.name}: there is no such file at {path}.")
+    head = refuse_downloaded_text(path)
+    if _begins_safetensors(head):
+        return _open_safetensors(path)
+    if head[:2] in (b"PK", b"\x80\x02"):
+        return _open_pickle(path)
+    return _open_safetensors(path)
+
+
+def refuse_downloaded_text(path: Path) -> bytes:
+    """The first bytes of a model file; ValueError if it is empty, a web page or a pointer."""
     with path.open("rb") as stream:
         head = stream.read(64)
     if not head.strip(b"\0"):
         size = path.stat().st_size
         found = "empty (0 bytes)" if size == 0 else "filled with zeros (an unfinished download)"
         raise ValueError(f"{path.name} is {found}. {_FETCH_AGAIN}")
+    if _begins_safetensors(head):
+        return head
     for start, meaning in _NOT_MODELS:
         if head.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith(start):
             raise ValueError(f"{path.name} is {meaning}. {_FETCH_AGAIN}")
-    if head[:2] in (b"PK", b"\x80\x02"):
-        return _open_pickle(path)
-    return _open_safetensors(path)
+    return head
+
+
+def _begins_safetensors(head: bytes) -> bool:
+    """A header length below 4 GB, then JSON; the length itself may begin with any byte."""
+    return head[4:9] == b"\0\0\0\0{"
 
 
 def flatten(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:

@@ -98,6 +98,22 @@ def test_opening_reads_only_the_header(tmp_path: Path) -> None:
     assert checkpoint.image_proj["latents"].shape == (1, 16, 1280)
 
 
+@pytest.mark.parametrize("low_bytes", [0x7B, 0x4B50, 0x0280, 0x3C68])
+def test_the_length_of_a_header_may_look_like_another_format(
+    tmp_path: Path, low_bytes: int
+) -> None:
+    """'{', 'PK', a pickle's first bytes and '<h' are lengths too."""
+    stored = write(tmp_path / "a.safetensors", "ip_adapter").read_bytes()
+    (length,) = struct.unpack("<Q", stored[:8])
+    span = 1 << (8 if low_bytes < 256 else 16)
+    padding = (low_bytes - length) % span
+    text = stored[8 : 8 + length] + b" " * padding
+    path = tmp_path / "b.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + stored[8 + length :])
+    assert len(text) % span == low_bytes
+    assert len(read_checkpoint(path).ip_adapter) == 32
+
+
 def safetensors_bytes(tmp_path: Path) -> bytes:
     return write(tmp_path / "whole.safetensors", "ip_adapter").read_bytes()
 
