@@ -1,0 +1,102 @@
+"""The de facto interface: ids, inputs, order, defaults, ranges, outputs of the 37 known nodes.
+
+`interface.json` is a transcription of those nodes' published interface, not of this pack's code.
+Shared workflow files store widget values by position and other programs name inputs, so every
+difference breaks somebody's file. Inputs of our own are optional and last.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+INTERFACE: dict[str, Any] = json.loads((Path(__file__).parent / "interface.json").read_text())
+# Inputs that only this pack has.
+OURS = {
+    "IPAdapterWeights": ["seed"],
+    "IPAdapterNoise": ["seed"],
+    "PrepImageForClipVision": ["size"],
+}
+PENDING = {
+    "IPAAdapterFaceIDBatch",
+    "IPAdapterFaceID",
+    "IPAdapterFaceIDKolors",
+    "IPAdapterInsightFaceLoader",
+    "IPAdapterUnifiedLoaderFaceID",
+}
+
+
+def served(host: Any, node_id: str) -> dict[str, Any]:
+    """What GET /object_info says of a node."""
+    return host.node(node_id).GET_NODE_INFO_V1()
+
+
+def rows(info: dict[str, Any]) -> list[dict[str, Any]]:
+    """The inputs of a node in order, in the form of interface.json."""
+    groups = info["input"]
+    return [
+        _row(name, declared, group == "optional")
+        for group in ("required", "optional")
+        for name, declared in groups.get(group, {}).items()
+    ]
+
+
+def _row(name: str, declared: Any, optional: bool) -> dict[str, Any]:
+    kind, options = declared[0], declared[1] if len(declared) > 1 else {}
+    row: dict[str, Any] = {"name": name, "type": kind}
+    if kind == "COMBO":
+        values = options["options"]
+        row |= {"values": values, "default": options.get("default", next(iter(values), None))}
+    if kind in ("INT", "FLOAT"):
+        row |= {key: options.get(key) for key in ("default", "min", "max")}
+        row["step"] = options.get("step", 1)
+    if kind == "BOOLEAN":
+        row["default"] = options["default"]
+    if kind == "STRING":
+        row["default"] = options.get("default", "")
+        row |= {"multiline": True} if options.get("multiline") else {}
+    return row | ({"optional": True} if optional else {})
+
+
+def without_files(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
+    """`found` without the file names on this machine where only the widget's name is fixed."""
+    return {key: value for key, value in found.items() if key in expected}
+
+
+def test_all_37_are_listed() -> None:
+    assert len(INTERFACE) == 37
+
+
+@pytest.mark.parametrize("node_id", sorted(INTERFACE.keys() - PENDING))
+class TestInterface:
+    def test_names(self, host: Any, node_id: str) -> None:
+        info, expected = served(host, node_id), INTERFACE[node_id]
+        assert info["display_name"] == expected["display_name"]
+        assert info["category"] == expected["category"]
+        assert info["output_node"] == expected.get("output_node", False)
+
+    def test_inputs(self, host: Any, node_id: str) -> None:
+        found, expected = rows(served(host, node_id)), INTERFACE[node_id]["inputs"]
+        assert [row["name"] for row in found[: len(expected)]] == [row["name"] for row in expected]
+        for mine, theirs in zip(found, expected, strict=False):
+            if theirs["type"] == "COMBO" and "values" not in theirs:
+                mine = without_files(mine, theirs)
+            assert mine == theirs
+
+    def test_our_own_inputs_are_optional_and_last(self, host: Any, node_id: str) -> None:
+        more = rows(served(host, node_id))[len(INTERFACE[node_id]["inputs"]) :]
+        assert [row["name"] for row in more] == OURS.get(node_id, [])
+        assert all(row.get("optional") for row in more)
+
+    def test_outputs(self, host: Any, node_id: str) -> None:
+        info = served(host, node_id)
+        found = [list(pair) for pair in zip(info["output"], info["output_name"], strict=True)]
+        assert found == INTERFACE[node_id]["outputs"]
+
+
+def test_nothing_pending_has_landed(host: Any) -> None:
+    """Ids that exist belong to the tests above."""
+    assert not PENDING & host.node_ids
