@@ -34,8 +34,9 @@ def add_image_attention(
     heads: int,
     *,
     mask: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
-    """Return `base + mask * image_attention(...)`; `base` may be overwritten.
+    """Return `base + strength * mask * image_attention(...)`; `base` may be overwritten.
 
     base, query: (rows, length, width). ip_key, ip_value: (groups, tokens, width), where `groups`
     divides rows and consecutive rows share a group: the queries of a group then count as one long
@@ -46,8 +47,16 @@ def add_image_attention(
         query.reshape(groups, -1, query.shape[-1]), ip_key, ip_value, heads
     ).view_as(base)
     if mask is not None:
-        return base.addcmul_(image, mask) if _writable(base) else base + image * mask
-    return base.add_(image) if _writable(base) else base + image
+        return (
+            base.addcmul_(image, mask, value=strength)
+            if _writable(base)
+            else torch.addcmul(base, image, mask, value=strength)
+        )
+    return (
+        base.add_(image, alpha=strength)
+        if _writable(base)
+        else torch.add(base, image, alpha=strength)
+    )
 
 
 def _writable(base: Tensor) -> bool:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from .call import Crop, Extra
+
+_log = logging.getLogger("ipadapter")
+_WARNED = "warned that a mask cannot be placed"
 
 
 def check_mask(mask: Tensor) -> Tensor:
@@ -17,8 +26,7 @@ def check_mask(mask: Tensor) -> Tensor:
     if mask.ndim != 3 or 0 in mask.shape:
         raise ValueError(
             f"attn_mask has shape {tuple(mask.shape)}: expected (masks, height, width) with at "
-            f"least one pixel. "
-            "Connect a MASK output (for an IMAGE use Convert Image to Mask first)."
+            "least one pixel. Connect a MASK output (for an IMAGE use Convert Image to Mask first)."
         )
     mask = mask.float()
     if not bool(torch.isfinite(mask).all()):
@@ -29,14 +37,76 @@ def check_mask(mask: Tensor) -> Tensor:
     return mask.clamp(0.0, 1.0)
 
 
-def mask_rows(mask: Tensor, height: int, width: int) -> Tensor:
-    """Resize (masks, H, W) to a block's grid and flatten: (masks, height * width, 1).
+def mask_rows(
+    mask: Tensor,
+    height: int,
+    width: int,
+    items: Sequence[int] = (0,),
+    crops: Sequence[Crop | None] = (None,),
+) -> Tensor:
+    """Masks of a batch's rows on a block's grid, flattened: (crops * items, height * width, 1).
 
-    Bilinear without antialias, as the reference's masks behave on straight edges; soft edges stay
-    soft.
+    mask: (masks, H, W); item i has mask i, or the last one. crops: for each chunk of rows, the part
+    of the picture that its latents show. Bilinear without antialias, as the reference's masks
+    behave on straight edges; soft edges stay soft.
     """
-    if mask.shape[-2:] != (height, width):
-        mask = functional.interpolate(
-            mask.unsqueeze(1), size=(height, width), mode="bilinear"
+    wanted = mask[[min(item, mask.shape[0] - 1) for item in items]]
+    made: dict[Crop | None, Tensor] = {
+        crop: _resized(wanted, height, width, crop).reshape(len(items), height * width, 1)
+        for crop in set(crops)
+    }
+    return torch.cat([made[crop] for crop in crops])
+
+
+def _resized(mask: Tensor, height: int, width: int, crop: Crop | None) -> Tensor:
+    """(masks, H, W) -> (masks, height, width)"""
+    if crop is not None:
+        grid = _sample_grid(crop, height, width).to(mask.device).expand(mask.shape[0], -1, -1, -1)
+        return functional.grid_sample(
+            mask.unsqueeze(1), grid, padding_mode="border", align_corners=False
         ).squeeze(1)
-    return mask.reshape(mask.shape[0], height * width, 1)
+    if mask.shape[-2:] == (height, width):
+        return mask
+    return functional.interpolate(mask.unsqueeze(1), size=(height, width), mode="bilinear").squeeze(
+        1
+    )
+
+
+def _sample_grid(crop: Crop, height: int, width: int) -> Tensor:
+    """Centres of a crop's cells in grid_sample's coordinates (-1..1 over the whole picture):
+    (1, height, width, 2) of x, y."""
+    ys = crop.top + (torch.arange(height) + 0.5) / height * (crop.bottom - crop.top)
+    xs = crop.left + (torch.arange(width) + 0.5) / width * (crop.right - crop.left)
+    y, x = torch.meshgrid(ys * 2 - 1, xs * 2 - 1, indexing="ij")
+    return torch.stack((x, y), dim=-1).unsqueeze(0)
+
+
+def block_grid(length: int, extra: Extra) -> tuple[int, int]:
+    """Height and width of a block's grid: the host's `activations_shape`, else from the latent's
+    aspect."""
+    shape = extra.get("activations_shape")
+    if shape is not None and shape[-2] * shape[-1] == length:
+        return int(shape[-2]), int(shape[-1])
+    original = extra.get("original_shape")
+    if original is not None:
+        height, width = original[-2], original[-1]
+        for _ in range(8):
+            if height * width == length:
+                return int(height), int(width)
+            height, width = -(-height // 2), -(-width // 2)
+    raise ValueError(
+        f"attn_mask cannot be placed: a block has {length} positions and the caller gives neither "
+        "activations_shape nor a fitting original_shape. Remove the mask, or sample with ComfyUI's "
+        "own samplers."
+    )
+
+
+def warn_unplaced(run: MutableMapping[Any, Any]) -> None:
+    """Say once per sampling run that a mask is stretched over each part of the picture."""
+    if _WARNED not in run:
+        run[_WARNED] = True
+        _log.warning(
+            "attn_mask: this sampling works on parts of the picture (tiles) and does not say where "
+            "they lie, so the whole mask is stretched over each part. Sample without tiling, or "
+            "without the mask, for a mask in its place."
+        )

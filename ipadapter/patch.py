@@ -7,83 +7,22 @@ the device) is in the call's own state, never in the patch, so clones may share 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .attention import add_image_attention
+from .call import CALL_KEY, CallState, Extra, Rows
 from .folding import KeyValue, LayerKeyValue
-from .mask import mask_rows
+from .mask import block_grid, mask_rows, warn_unplaced
 from .schedule import ALWAYS, SigmaRange
 
-CALL_KEY = "ip_adapter_call"  # where the host seam puts a CallState among the transformer options
+_WITNESS = "ip_adapter_witness"  # where a patch notes that what it wraps has called a patch itself
 
-Extra = Mapping[str, Any]
 Replacement = Callable[[Tensor, Tensor, Tensor, Extra], Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class CallState:
-    """What is the same for every block of one model call.
-
-    sigma: the noise level, or None if no adapter asked for it. is_cond: per chunk of rows, whether
-    it belongs to the positive prompt. items: which latent of the whole batch each row of a chunk is
-    (windows of long batches).
-    prepared: device copies of keys and values, alive for one sampling run.
-    """
-
-    is_cond: tuple[bool, ...]
-    items: tuple[int, ...]
-    sigma: float | None = None
-    prepared: MutableMapping[Any, Any] = field(default_factory=dict)
-
-    def layout(self, count: int) -> tuple[tuple[bool, ...], tuple[int, ...]]:
-        """Chunks of a batch of `count` rows (their cond flags), and the latent of each row of a
-        chunk.
-
-        Tiled batches repeat the chunks; a caller that changed the batch in another way has its rows
-        counted from 0.
-        """
-        chunk_rows = len(self.is_cond) * len(self.items)
-        if count % chunk_rows == 0:
-            return self.is_cond * (count // chunk_rows), self.items
-        if count % len(self.is_cond) == 0:
-            return self.is_cond, tuple(range(count // len(self.is_cond)))
-        return (True,), tuple(range(count))
-
-    @classmethod
-    def from_extra(cls, extra: Extra, count: int) -> CallState:
-        """State of a caller that runs the model without the host seam: by `cond_or_uncond` alone,
-        else all cond."""
-        flags = tuple(index == 0 for index in extra.get("cond_or_uncond") or (0,))
-        chunk = max(count // len(flags), 1)
-        return cls(flags, items_of(extra, chunk), sigma_of(extra))
-
-    def __deepcopy__(self, memo: dict) -> CallState:
-        """Shared by everything that runs in this call."""
-        return self
-
-
-def sigma_of(extra: Extra) -> float | None:
-    """Noise level of a call, read from the device."""
-    sigmas = extra.get("sigmas")
-    return None if sigmas is None else float(sigmas.flatten()[0])
-
-
-def items_of(extra: Extra, chunk: int) -> tuple[int, ...]:
-    """Which latents of the whole batch the rows of one chunk are.
-
-    Core context windows name them in `context_window.index_list`, AnimateDiff-Evolved in
-    `ad_params["sub_idxs"]`.
-    """
-    window = getattr(extra.get("context_window"), "index_list", None)
-    window = window or (extra.get("ad_params") or {}).get("sub_idxs")
-    if window and chunk % len(window) == 0:
-        return tuple(int(i) for i in window) * (chunk // len(window))
-    return tuple(range(chunk))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,12 +31,14 @@ class Injection:
 
     layer: keys and values with everything folded in. mask: (masks, H, W) or None; mask i belongs to
     latent i, the last one to all later latents. With one item the prompt serves the whole batch;
-    with n, item i serves latent i.
+    with n, item i serves latent i, the last one all later latents. strength: of the whole term, for
+    strengths that change from step to step.
     """
 
     layer: LayerKeyValue
     sigmas: SigmaRange = ALWAYS
     mask: Tensor | None = None
+    strength: float = 1.0
 
     @property
     def items(self) -> int:
@@ -105,65 +46,61 @@ class Injection:
         pairs = (self.layer.cond, self.layer.uncond)
         return max(tensor.shape[0] for pair in pairs for tensor in (pair.key, pair.value))
 
+    def acts(self, call: CallState) -> bool:
+        """True unless the call's noise level lies outside the range."""
+        return self.sigmas.always or self.sigmas.contains(call.sigma)
+
+    def with_strength(self, strength: float) -> Injection:
+        """The same at another strength; device copies of keys and values stay shared."""
+        return replace(self, strength=strength)
+
     def prepared(self, call: CallState, query: Tensor) -> KeyValue:
         """Keys and values on the query's device and dtype, one group of rows after another.
 
         (chunks, tokens, width) where a prompt serves whole chunks, else (rows, tokens, width). Made
-        once per sampling run for each layout of rows; of per-latent prompts only the current window
-        is kept.
+        once per sampling run for each pattern of cond and uncond chunks; of per-latent prompts only
+        the current window is kept.
         """
-        layout = chunks, items = call.layout(query.shape[0])
-        if self.items == 1:
-            layout = chunks, items = chunks, (0,)
-        slot = (id(self), query.device, query.dtype)
+        rows = call.rows(query.shape[0])
+        items = (0,) if self.items == 1 else rows.items
+        slot = (self.layer, rows.is_cond, query.device, query.dtype)
         kept = call.prepared.get(slot)
-        if kept is None or kept[0] != layout:
-            kept = (layout, _gather(self.layer, chunks, items, query))
+        if kept is None or kept[0] != items:
+            kept = (items, _gather(self.layer, rows.is_cond, items, query))
             call.prepared[slot] = kept
         return kept[1]
 
     def mask_for(self, call: CallState, query: Tensor, extra: Extra) -> Tensor | None:
         """(1 or rows, length, 1) mask on the block's own grid, or None. Resized once per sampling
-        run and grid."""
+        run, grid and window."""
         if self.mask is None:
             return None
+        if not call.placed:
+            warn_unplaced(call.prepared)
         height, width = block_grid(query.shape[1], extra)
-        layout = chunks, items = call.layout(query.shape[0])
+        rows = call.rows(query.shape[0])
+        if self.mask.shape[0] == 1 and not any(rows.crops):
+            rows = Rows((True,), (0,), (None,))  # one mask for every row
+        layout = (rows.items, rows.crops)
         slot = (id(self.mask), query.device, query.dtype, height, width)
         kept = call.prepared.get(slot)
         if kept is None or kept[0] != layout:
-            rows = mask_rows(self.mask, height, width)
-            if rows.shape[0] > 1:
-                rows = rows[[min(item, rows.shape[0] - 1) for item in items] * len(chunks)]
-            kept = (layout, rows.to(query.device, query.dtype))
+            made = mask_rows(self.mask, height, width, rows.items, rows.crops)
+            kept = (layout, made.to(query.device, query.dtype), self.mask)  # keeps the id in use
             call.prepared[slot] = kept
         return kept[1]
-
-
-def block_grid(length: int, extra: Extra) -> tuple[int, int]:
-    """Height and width of a block's grid: the host's `activations_shape`, else from the latent's
-    aspect."""
-    shape = extra.get("activations_shape")
-    if shape is not None and shape[-2] * shape[-1] == length:
-        return int(shape[-2]), int(shape[-1])
-    original = extra.get("original_shape")
-    if original is not None:
-        height, width = original[-2], original[-1]
-        for _ in range(8):
-            if height * width == length:
-                return int(height), int(width)
-            height, width = -(-height // 2), -(-width // 2)
-    raise ValueError(
-        f"attn_mask cannot be placed: a block has {length} positions and the caller gives neither "
-        "activations_shape nor a fitting original_shape. Remove the mask, or sample with ComfyUI's "
-        "own samplers."
-    )
 
 
 def _gather(
     layer: LayerKeyValue, chunks: Sequence[bool], items: Sequence[int], query: Tensor
 ) -> KeyValue:
     """Stack the rows' keys and values, then move them in one copy."""
+    width = layer.cond.key.shape[-1]
+    if width != query.shape[-1]:
+        raise ValueError(
+            f"The image prompt was made for a layer of width {width}, this MODEL's is "
+            f"{query.shape[-1]}: make the prompt from the same MODEL that samples."
+        )
     tokens = max(layer.cond.key.shape[1], layer.uncond.key.shape[1])
 
     def stack(cond: Tensor, uncond: Tensor) -> Tensor:
@@ -190,20 +127,16 @@ def _pick(tensor: Tensor, items: Sequence[int], tokens: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class StackedCallback:
-    """A term that another pack stacked onto our slot with `.add`."""
+    """A term that another pack stacked onto our slot with `.add`, and when it acts: other packs
+    leave that test to the slot's owner."""
 
     callback: Callable[..., Tensor]
     kwargs: Mapping[str, Any]
+    sigmas: SigmaRange
 
-    def active(self, sigma: float | None) -> bool:
-        """Other packs leave the sigma test to the slot's owner."""
-        if sigma is None:
-            return True
-        return (
-            self.kwargs.get("sigma_end", 0.0)
-            <= sigma
-            <= self.kwargs.get("sigma_start", float("inf"))
-        )
+    def acts(self, call: CallState) -> bool:
+        """True unless the call's noise level lies outside the range."""
+        return self.sigmas.always or self.sigmas.contains(call.sigma)
 
 
 class AttentionPatch:
@@ -216,29 +149,39 @@ class AttentionPatch:
         injections: Sequence[Injection] = (),
         previous: Replacement | None = None,
         stacked: Sequence[StackedCallback] = (),
+        *,
+        overlaid: bool = False,
     ) -> None:
         """attention: the host's own cross-attention, used where nothing held the slot
-        (`previous`)."""
+        (`previous`). overlaid: `previous` came later and may call a patch of ours itself."""
         self.attention = attention
         self.injections = tuple(injections)
         self.previous = previous
         self.stacked = list(stacked)
+        self.overlaid = overlaid
 
     @torch.compiler.disable()
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, extra_options: Extra) -> Tensor:
         """query: (rows, length, width); key, value: (rows, text tokens, width). Returns query's
         shape."""
+        if _WITNESS in extra_options:
+            extra_options[_WITNESS].append(self)
+        if self.overlaid:
+            witness: list[AttentionPatch] = []
+            extra_options = {**extra_options, _WITNESS: witness}
         base = (self.previous or self.attention)(query, key, value, extra_options)
+        if self.overlaid and witness:
+            return base
         call = extra_options.get(CALL_KEY) or CallState.from_extra(extra_options, query.shape[0])
         owned = self.previous is None
         for injection in self.injections:
-            if injection.sigmas.contains(call.sigma):
+            if injection.acts(call):
                 base = inject(
                     injection, base if owned else base.clone(), query, extra_options, call
                 )
                 owned = True
         for term in self.stacked:
-            if term.active(call.sigma):
+            if term.acts(call):
                 base = base + term.callback(base, query, key, value, extra_options, **term.kwargs)
         return base
 
@@ -252,18 +195,32 @@ class AttentionPatch:
         """A copy for a cloned MODEL, so that what is stacked onto the clone stays there."""
         return AttentionPatch(self.attention, self.injections, self.previous, self.stacked)
 
+    def over(self, late: Replacement) -> AttentionPatch:
+        """The same terms on top of what took the slot later; none if that calls our patch."""
+        return AttentionPatch(self.attention, self.injections, late, self.stacked, overlaid=True)
+
     def add(self, callback: Callable[..., Tensor], **kwargs: Any) -> None:
         """Stack a foreign term onto this slot: `callback(out, q, k, v, extra_options, **kwargs)`
         returns a delta.
 
         The de facto protocol of IP-Adapter, InstantID and PuLID packs, which call it on an occupied
-        slot.
+        slot. The term acts while `sigma_end <= sigma <= sigma_start` of its kwargs.
         """
-        self.stacked.append(StackedCallback(callback, kwargs))
+        sigmas = SigmaRange(
+            float(kwargs.get("sigma_start", ALWAYS.start)), float(kwargs.get("sigma_end", 0.0))
+        )
+        self.stacked.append(StackedCallback(callback, kwargs, sigmas))
 
-    def to(self, _device_or_dtype: Any) -> AttentionPatch:
-        """The host's memory management calls this; keys and values follow the query instead."""
-        return self
+    def to(self, device_or_dtype: Any) -> AttentionPatch:
+        """The host's memory management calls this. Our keys and values follow the query instead;
+        what held the slot before may want to move."""
+        move = getattr(self.previous, "to", None)
+        if not callable(move):
+            return self
+        moved: Any = move(device_or_dtype)
+        if moved is None or moved is self.previous:
+            return self
+        return AttentionPatch(self.attention, self.injections, moved, self.stacked)
 
     def models(self) -> list[Any]:
         """Model patchers that what held the slot before wants loaded."""
@@ -275,16 +232,6 @@ class AttentionPatch:
         inner = getattr(self.previous, "cleanup", None)
         if callable(inner):
             inner()
-
-    @property
-    def asks_for_sigma(self) -> bool:
-        """True if anything in this slot depends on the noise level, so that it must be read from
-        the device."""
-        return (
-            bool(self.stacked)
-            or not all(injection.sigmas.always for injection in self.injections)
-            or bool(getattr(self.previous, "asks_for_sigma", False))
-        )
 
     def nbytes(self) -> int:
         """Bytes of keys and values held."""
@@ -300,11 +247,19 @@ def inject(
 ) -> Tensor:
     """Add one adapter's image attention to `base`, which may be overwritten."""
     pair = injection.prepared(call, query)
-    mask = injection.mask_for(call, query, extra)
-    heads = int(extra["n_heads"])
+    heads = extra.get("n_heads")
+    if heads is None:
+        raise ValueError(
+            "The caller of this attention slot gives no n_heads in extra_options, so the image "
+            "prompt cannot split its heads. Sample with ComfyUI's own UNet."
+        )
+    options: dict[str, Any] = {
+        "mask": injection.mask_for(call, query, extra),
+        "strength": injection.strength,
+    }
     if extra.get("attn_precision") == torch.float32 and query.dtype != torch.float32:
         wide = add_image_attention(
-            base.float(), query.float(), pair.key.float(), pair.value.float(), heads, mask=mask
+            base.float(), query.float(), pair.key.float(), pair.value.float(), heads, **options
         )
         return wide.to(base.dtype)
-    return add_image_attention(base, query, pair.key, pair.value, heads, mask=mask)
+    return add_image_attention(base, query, pair.key, pair.value, heads, **options)

@@ -1,5 +1,5 @@
-"""Which rows belong to the positive prompt, and what time it is: found out once per run and once
-per model call.
+"""Which rows belong to the positive prompt, which part of the picture they show, and what time it
+is: found out once per run and once per model call.
 
 The host's `cond_or_uncond` misreports under SAG, PerpNeg and DualCFG, and its `uuids` repeat where
 it copies a cond to match an area. So each sampling run labels the conds of the sampler's own named
@@ -9,106 +9,166 @@ lists, and each model call reads the labels of its rows.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from torch import Tensor
 
-from ..patch import CALL_KEY, AttentionPatch, CallState, items_of, sigma_of
+from ..call import CALL_KEY, CallState, Crop, items_of
+from .slots import reclaim, slots_of, with_slots
 
 WRAPPER_KEY = "ip_adapter"
 RUN_KEY = "ip_adapter_run"
+HOOKS_KEY = "ip_adapter_hooks"
 
 
-@dataclass(frozen=True, eq=False)
+class Label(NamedTuple):
+    """What a sampler's cond is. area: (height, width, y, x) in latent pixels, or None for all."""
+
+    is_cond: bool
+    area: tuple[int, int, int, int] | None = None
+
+
+@dataclass(eq=False)
 class RunState:
-    """One sampling run: which conds are the positive prompt, and device copies of keys and
-    values."""
+    """One sampling run.
 
-    is_cond: Mapping[Any, bool]
+    labels: by cond id. size: height and width of the whole latents. prepared: device copies of keys
+    and values. prompted: the sigmas tensor of the last call that held a labelled positive cond.
+    """
+
+    labels: Mapping[Any, Label]
+    size: tuple[int, int]
     prepared: dict[Any, Any] = field(default_factory=dict)
+    prompted: Tensor | None = None
+
+    def label(self, key: Any, index: int, sigmas: Tensor | None) -> Label:
+        """Label of one chunk of a call. index: the host's `cond_or_uncond`, which decides for conds
+        that the sampler does not list.
+
+        An unlisted cond that is evaluated by itself (so as number 0) after the positive ones of the
+        same step is an extra pass, as PerpNeg's empty prompt: no positive prompt.
+        """
+        label = self.labels.get(key)
+        if label is not None:
+            if label.is_cond:
+                self.prompted = sigmas
+            return label
+        return Label(index == 0 and (sigmas is None or self.prompted is not sigmas))
+
+    def crop(self, label: Label, height: int, width: int) -> tuple[Crop | None, bool]:
+        """The part of the picture that latents of this size show, and whether it is known."""
+        full_height, full_width = self.size
+        if label.area is None:
+            return None, (height, width) == self.size
+        y, x = label.area[2:]
+        tall, wide = min(label.area[0], full_height - y), min(label.area[1], full_width - x)
+        if (height, width) != (tall, wide):
+            return None, False
+        if (tall, wide) == self.size:
+            return None, True
+        top, left = y / full_height, x / full_width
+        return Crop(top, left, (y + tall) / full_height, (x + wide) / full_width), True
 
     def __deepcopy__(self, memo: dict) -> RunState:
         """One state per run, however often the host copies its options."""
         return self
 
 
-def label_conds(conds: Mapping[str, Iterable[dict[str, Any]] | None]) -> dict[Any, bool]:
+def label_conds(
+    conds: Mapping[str, Iterable[MutableMapping[str, Any]] | None],
+) -> dict[Any, Label]:
     """Give every cond of a sampler an id of its own; map it to whether its list is the positive
-    one.
+    one, and to its area.
 
     Conds that the host copied to match an area carry the id of the positive they were copied from.
     """
-    labels: dict[Any, bool] = {}
+    labels: dict[Any, Label] = {}
     for name, entries in conds.items():
         for entry in entries or ():
             if entry.get("uuid") is None or entry["uuid"] in labels:
                 entry["uuid"] = uuid.uuid4()
-            labels[entry["uuid"]] = name == "positive"
+            area = tuple(entry.get("area") or ())
+            labels[entry["uuid"]] = Label(name == "positive", area if len(area) == 4 else None)
     return labels
 
 
 def _label_run(
-    executor: Any, guider: Any, sigmas: Any, extra_args: dict[str, Any], *args: Any, **kwargs: Any
+    executor: Any,
+    guider: Any,
+    sigmas: Tensor,
+    extra_args: dict[str, Any],
+    callback: Any,
+    noise: Tensor,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     """SAMPLER_SAMPLE wrapper: start a run's state."""
-    options = extra_args["model_options"]
-    run = RunState(label_conds(guider.conds))
-    options["transformer_options"] = {**options.get("transformer_options", {}), RUN_KEY: run}
+    run = RunState(label_conds(guider.conds), (noise.shape[-2], noise.shape[-1]))
+    model_options = extra_args["model_options"]  # the host's copy, for this run only
+    options = {**model_options.get("transformer_options", {}), RUN_KEY: run}
+    ours = guider.model_patcher.get_attachment(WRAPPER_KEY)
+    if ours:
+        options = with_slots(options, reclaim(slots_of(options), ours))
+    model_options["transformer_options"] = options
     try:
-        return executor(guider, sigmas, extra_args, *args, **kwargs)
+        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
     finally:
         run.prepared.clear()
 
 
 def _label_call(
     executor: Any,
-    x: Any,
+    x: Tensor,
     t: Any,
     c_concat: Any = None,
     c_crossattn: Any = None,
     control: Any = None,
-    transformer_options: dict[str, Any] | None = None,
+    transformer_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
     """APPLY_MODEL wrapper: what is the same for all blocks of this call."""
     options = dict(transformer_options or {})
-    options[CALL_KEY] = call_state(options, x.shape[0])
+    options[CALL_KEY] = call_state(options, x)
+    for hooked in options.pop(HOOKS_KEY, ()):
+        options = hooked(options)
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
-def call_state(options: Mapping[str, Any], rows: int) -> CallState:
-    """Labels, latents and sigma of one model call; the only place where sigma is read from the
-    device."""
+def call_state(options: Mapping[str, Any], x: Tensor) -> CallState:
+    """Labels, latents and places of one model call's rows. x: the latents that the model is given.
+
+    Reads nothing from the device.
+    """
     run: RunState | None = options.get(RUN_KEY)
-    chunks = options.get("cond_or_uncond") or (0,)
-    labels = run.is_cond if run is not None else {}
-    ids = options.get("uuids") or (None,) * len(chunks)
-    flags = tuple(labels.get(key, index == 0) for key, index in zip(ids, chunks, strict=False))
-    sigmas = options.get("sigmas")
-    chunk = sigmas.shape[0] if sigmas is not None else max(rows // len(chunks), 1)
+    sigmas: Tensor | None = options.get("sigmas")
+    indices = options.get("cond_or_uncond") or (0,)
+    ids = options.get("uuids") or ()
+    if run is None or len(ids) != len(indices):
+        ids = (None,) * len(indices)
+    chunk = max(x.shape[0] // len(indices), 1) if sigmas is None else sigmas.numel()
+    state = {"items": items_of(options, chunk), "batch": x.shape[0], "sigmas": sigmas}
+    if run is None:
+        return CallState(tuple(index == 0 for index in indices), **state)
+    labels = [run.label(key, index, sigmas) for key, index in zip(ids, indices, strict=True)]
+    crops = [run.crop(label, x.shape[-2], x.shape[-1]) for label in labels]
     return CallState(
-        flags,
-        items_of(options, chunk),
-        sigma_of(options) if _asks_for_sigma(options) else None,
-        run.prepared if run is not None else {},
+        tuple(label.is_cond for label in labels),
+        **state,
+        crops=tuple(crop for crop, _ in crops),
+        placed=all(known for _, known in crops),
+        prepared=run.prepared,
     )
 
 
-def _asks_for_sigma(options: Mapping[str, Any]) -> bool:
-    slots = options.get("patches_replace", {}).get("attn2", {})
-    return any(
-        patch.asks_for_sigma for patch in slots.values() if isinstance(patch, AttentionPatch)
-    )
+WRAPPERS = ((WrappersMP.SAMPLER_SAMPLE, _label_run), (WrappersMP.APPLY_MODEL, _label_call))
 
 
 def add_wrappers(model: ModelPatcher) -> None:
     """Register the wrappers once, however many adapters a MODEL carries."""
-    for kind, wrapper in (
-        (WrappersMP.SAMPLER_SAMPLE, _label_run),
-        (WrappersMP.APPLY_MODEL, _label_call),
-    ):
+    for kind, wrapper in WRAPPERS:
         if not model.get_wrappers(kind, WRAPPER_KEY):
             model.add_wrapper_with_key(kind, WRAPPER_KEY, wrapper)

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import comfy.ldm.modules.attention as host_attention
 from comfy.ldm.modules.attention import SpatialTransformer, SpatialVideoTransformer
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
-from torch import Tensor, nn
+from torch import nn
 
 from ..layers import BlockId, Layer, UNetLayout
-from ..patch import AttentionPatch, Extra, Injection
+from ..patch import AttentionPatch, Injection
 from ..spec import base_name
 from .labels import WRAPPER_KEY, add_wrappers
-
-_TAKES_OPTIONS = (
-    "transformer_options" in inspect.signature(host_attention.attention_basic).parameters
-    or "kwargs" in inspect.signature(host_attention.attention_basic).parameters
-)
-
-
-def text_attention(query: Tensor, key: Tensor, value: Tensor, extra: Extra) -> Tensor:
-    """The host's own cross-attention, as its transformer block would call it."""
-    options: dict[str, Any] = {"attn_precision": extra.get("attn_precision")}
-    if _TAKES_OPTIONS:
-        options["transformer_options"] = extra
-    return host_attention.optimized_attention(query, key, value, extra["n_heads"], **options)
+from .slots import SlotKey, place, slots_of, with_slots
 
 
 def read_layout(model: ModelPatcher) -> UNetLayout:
@@ -96,54 +82,31 @@ def _transformers(unet: nn.Module) -> Iterator[tuple[str, int, SpatialTransforme
 def install(model: ModelPatcher, injections: Mapping[Layer, Injection]) -> ModelPatcher:
     """A clone of `model` with one adapter in its slots. The given MODEL stays as it is."""
     patched = model.clone()
-    slots = (
-        patched.model_options.get("transformer_options", {})
-        .get("patches_replace", {})
-        .get("attn2", {})
-    )
-    for layer, injection in injections.items():
-        name, number, index = layer.block
-        occupant = slots.get((name, number, index), slots.get((name, number)))
-        patch = chain(occupant, layer.block).with_injection(injection)
-        patched.set_model_attn2_replace(patch, name, number, index)
-        if layer.depth == 1:
-            # Other packs address such blocks by name and number alone; a 3-tuple entry would shadow
-            # theirs.
-            patched.set_model_attn2_replace(patch, name, number)
+    placed = place(slots_of(patched.model_options.get("transformer_options", {})), injections)
+    for key, patch in placed.items():
+        patched.set_model_attn2_replace(patch, *key)
+    patched.set_attachments(WRAPPER_KEY, {**(patched.get_attachment(WRAPPER_KEY) or {}), **placed})
     if not patched.get_callbacks(CallbacksMP.ON_CLONE, WRAPPER_KEY):
         patched.add_callback_with_key(CallbacksMP.ON_CLONE, WRAPPER_KEY, fork_patches)
     add_wrappers(patched)
     return patched
 
 
-def chain(occupant: Any, block: BlockId) -> AttentionPatch:
-    """A patch that goes on from whatever holds a slot."""
-    if isinstance(occupant, AttentionPatch):
-        return occupant
-    if occupant is not None and not callable(occupant):
-        raise ValueError(
-            f"Attention slot {block} of this MODEL holds a {type(occupant).__name__}, which is not "
-            f"callable: a node "
-            "before this one left it there. Move the IP-Adapter node before that node, or remove "
-            "that node."
-        )
-    return AttentionPatch(text_attention, previous=occupant)
-
-
 def fork_patches(_model: ModelPatcher, clone: ModelPatcher) -> None:
     """ON_CLONE: give the clone patches of its own, so that a pack that stacks onto them reaches
     only the clone."""
     options = clone.model_options["transformer_options"]
-    replaced = options.get("patches_replace", {})
     forks: dict[int, AttentionPatch] = {}
 
     def fork(patch: Any) -> Any:
         if not isinstance(patch, AttentionPatch):
             return patch
-        return forks.setdefault(id(patch), patch.fork())
+        if id(patch) not in forks:
+            forks[id(patch)] = patch.fork()
+        return forks[id(patch)]
 
-    attn2 = {key: fork(patch) for key, patch in replaced.get("attn2", {}).items()}
-    clone.model_options["transformer_options"] = {
-        **options,
-        "patches_replace": {**replaced, "attn2": attn2},
-    }
+    def forked(patches: Mapping[SlotKey, Any]) -> dict[SlotKey, Any]:
+        return {key: fork(patch) for key, patch in patches.items()}
+
+    clone.model_options["transformer_options"] = with_slots(options, forked(slots_of(options)))
+    clone.set_attachments(WRAPPER_KEY, forked(clone.get_attachment(WRAPPER_KEY) or {}))
