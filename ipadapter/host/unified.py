@@ -16,6 +16,7 @@ from ..checkpoint import read_checkpoint
 from ..choice import Choice, choose
 from ..diagnosis import Folders, ModelFacts, Subject, report
 from ..files import scan
+from ..lora import own_lora
 from .encoders import FOLDER as ENCODERS
 from .encoders import facts_of, load_encoder
 from .files import ADAPTERS
@@ -79,10 +80,18 @@ def load_preset(model: ModelPatcher, preset: str, lora_strength: float = 0.0) ->
 
 
 def with_lora(model: ModelPatcher, chosen: Choice, strength: float) -> ModelPatcher:
-    """The MODEL with the LoRA that belongs to a FaceID adapter."""
-    if chosen.lora is None or strength == 0:
+    """The MODEL with the LoRA that belongs to a FaceID adapter: its file, else the one inside the
+    adapter."""
+    if strength == 0:
         return model
-    state = comfy.utils.load_torch_file(str(chosen.lora.path), safe_load=True)
+    if chosen.lora is not None:
+        state = comfy.utils.load_torch_file(str(chosen.lora.path), safe_load=True)
+    elif chosen.lora_inside:
+        checkpoint = read_checkpoint(chosen.adapter.path)
+        blocks = [layer.block for layer in read_layout(model).layers]
+        state = own_lora(checkpoint.ip_adapter, blocks, checkpoint.name)
+    else:
+        return model
     patched, _ = comfy.sd.load_lora_for_models(model, None, state, strength, 0)
     return patched
 
