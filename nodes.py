@@ -17,6 +17,7 @@ from .ipadapter.host.request import Request, chosen
 from .ipadapter.layers import WeightType
 from .ipadapter.nodes import inputs
 from .ipadapter.nodes.base import ApplyNode
+from .ipadapter.nodes.callers import add_python_calls
 from .ipadapter.nodes.embeds import EMBEDS
 from .ipadapter.nodes.images import IMAGES
 from .ipadapter.nodes.loaders import LOADERS
@@ -322,4 +323,5 @@ class Pack(ComfyExtension):
 async def comfy_entrypoint() -> Pack:
     """The host's entry point."""
     files.register_folders()
+    add_python_calls(NODES)
     return Pack()

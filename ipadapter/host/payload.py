@@ -3,7 +3,7 @@ there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,31 @@ from ..checkpoint import checkpoint_from_dict
 
 
 @dataclass(frozen=True, eq=False)
-class Pipeline:
-    """An adapter with what its loader found for it: encoder and face analysis."""
+class Pipeline(Mapping[str, Mapping[str, Any]]):
+    """An adapter with what its loader found for it: encoder and face analysis.
+
+    Nodes of other packs take it apart as the nested dict that they know, so it reads as one.
+    """
 
     adapter: Adapter
     clip_vision: Any = None
     insightface: Any = None
+
+    def __getitem__(self, part: str) -> Mapping[str, Any]:
+        return self._parts()[part]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts())
+
+    def __len__(self) -> int:
+        return len(self._parts())
+
+    def _parts(self) -> dict[str, dict[str, Any]]:
+        return {
+            "clipvision": {"file": None, "model": self.clip_vision},
+            "ipadapter": {"file": self.adapter.name, "model": self.adapter},
+            "insightface": {"provider": None, "model": self.insightface},
+        }
 
     def __deepcopy__(self, memo: dict) -> Pipeline:
         """Immutable."""

@@ -11,37 +11,6 @@ from ..host.apply import run
 from ..host.request import Request
 from . import inputs
 
-# Argument order of the Python method that other packs call on these classes, partly by position.
-_POSITIONAL = (
-    "model",
-    "ipadapter",
-    "start_at",
-    "end_at",
-    "weight",
-    "weight_style",
-    "weight_composition",
-    "expand_style",
-    "weight_type",
-    "combine_embeds",
-    "weight_faceidv2",
-    "image",
-    "image_style",
-    "image_composition",
-    "image_negative",
-    "clip_vision",
-    "attn_mask",
-    "insightface",
-    "embeds_scaling",
-    "layer_weights",
-    "ipadapter_params",
-    "encode_batch_size",
-    "style_boost",
-    "composition_boost",
-    "enhance_tiles",
-    "enhance_ratio",
-    "weight_kolors",
-)
-
 
 class ApplyNode(io.ComfyNode):
     """Base of the nodes that patch a MODEL with an image prompt."""
@@ -78,11 +47,3 @@ class ApplyNode(io.ComfyNode):
     def execute(cls, **given: Any) -> io.NodeOutput:
         """Patch the MODEL."""
         return io.NodeOutput(run(cls.request(**given)))
-
-    @classmethod
-    def apply_ipadapter(cls, *values: Any, **given: Any) -> tuple[Any, ...]:
-        """Call the node from Python, as other packs do: the de facto method, name and argument
-        order."""
-        given = {**dict(zip(_POSITIONAL, values, strict=False)), **given}
-        ignored = {name for name, value in given.items() if value is None}
-        return tuple(cls.execute(**{name: given[name] for name in given.keys() - ignored}).args)

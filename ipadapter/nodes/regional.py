@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import node_helpers
@@ -28,25 +29,24 @@ class Region:
     end_at: float
 
 
+_FIELDS = [field.name for field in fields(Region)]
+
+
+def as_params(regions: Iterable[Region]) -> dict[str, list[Any]]:
+    """The IPADAPTER_PARAMS payload that nodes of other packs read too: a list per setting."""
+    rows = list(regions)
+    return {name: [getattr(region, name) for region in rows] for name in _FIELDS}
+
+
 def regions_of(params: Any) -> tuple[Region, ...]:
-    """Understand an IPADAPTER_PARAMS payload: this pack's regions, or other packs' dict of
-    lists."""
-    if isinstance(params, tuple) and all(isinstance(region, Region) for region in params):
-        return params
-    if isinstance(params, dict) and "image" in params:
-        rows = zip(
-            *(
-                params[key]
-                for key in ("image", "attn_mask", "weight", "weight_type", "start_at", "end_at")
-            ),
-            strict=True,
+    """The regions of an IPADAPTER_PARAMS payload, whoever made it."""
+    if not isinstance(params, dict) or not set(_FIELDS) <= params.keys():
+        raise ValueError(
+            f"ipadapter_params received a {type(params).__name__}: expected the output of "
+            "IPAdapter Regional Conditioning or IPAdapter Combine Params."
         )
-        return tuple(Region(*row) for row in rows)
-    raise ValueError(
-        f"ipadapter_params received a {type(params).__name__}: expected the output of IPAdapter "
-        f"Regional "
-        "Conditioning or IPAdapter Combine Params."
-    )
+    rows = zip(*(params[name] for name in _FIELDS), strict=True)
+    return tuple(Region(*row) for row in rows)
 
 
 class IPAdapterRegionalConditioning(io.ComfyNode):
@@ -103,7 +103,7 @@ class IPAdapterRegionalConditioning(io.ComfyNode):
     ) -> io.NodeOutput:
         region = Region(image, mask, image_weight, weight_type, start_at, end_at)
         prompts = (masked(prompt, mask, prompt_weight) for prompt in (positive, negative))
-        return io.NodeOutput((region,), *prompts)
+        return io.NodeOutput(as_params([region]), *prompts)
 
 
 def masked(prompt: Any, mask: Any, strength: float) -> Any:
@@ -138,7 +138,8 @@ class IPAdapterCombineParams(io.ComfyNode):
     @classmethod
     def execute(cls, **params: Any) -> io.NodeOutput:
         given = [params[name] for name in sorted(params) if params[name] is not None]
-        return io.NodeOutput(tuple(region for item in given for region in regions_of(item)))
+        regions = (region for item in given for region in regions_of(item))
+        return io.NodeOutput(as_params(regions))
 
 
 class IPAdapterFromParams(ApplyNode):

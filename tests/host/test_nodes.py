@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
-from support.unets import TINY_SD15, build_model, random_adapter
+from support.wires import tiny_wires
 
 APPLY = {
     "IPAdapterTiled": {"image": "image"},
@@ -28,18 +27,7 @@ APPLY = {
 @pytest.fixture(scope="module")
 def wires(host: Any) -> dict[str, Any]:
     """What a graph would connect: MODEL, adapter, encoder, pictures."""
-    from support.vision import tiny_clip_vision
-
-    checkpoint = host.module("ipadapter.checkpoint").checkpoint_from_dict(
-        random_adapter(TINY_SD15, embed_dim=48), "random adapter"
-    )
-    g = torch.Generator().manual_seed(1)
-    return {
-        "model": build_model(TINY_SD15),
-        "ipadapter": host.module("ipadapter.adapter").Adapter.from_checkpoint(checkpoint),
-        "clip_vision": tiny_clip_vision(projected=48),
-        "image": torch.rand(2, 40, 56, 3, generator=g),
-    }
+    return tiny_wires(host, pictures=2)
 
 
 @pytest.mark.parametrize("node_id", APPLY)
