@@ -19,6 +19,7 @@ from .ipadapter.nodes import inputs
 from .ipadapter.nodes.base import ApplyNode
 from .ipadapter.nodes.callers import add_python_calls
 from .ipadapter.nodes.embeds import EMBEDS
+from .ipadapter.nodes.face import FACES
 from .ipadapter.nodes.images import IMAGES
 from .ipadapter.nodes.loaders import LOADERS
 from .ipadapter.nodes.regional import REGIONAL
@@ -307,6 +308,7 @@ NODES: list[type[io.ComfyNode]] = [
     *TILED,
     IPAdapterMS,
     *EMBEDS,
+    *FACES,
     *REGIONAL,
     *IMAGES,
     *WEIGHTS,

@@ -23,7 +23,7 @@ from ..plan import Plan, check_fits, fold_layers
 from ..prompt import ImagePrompt, concat
 from ..schedule import sigma_range
 from .devices import compute_device, kept_device, kept_dtype
-from .features import project, read, read_nothing
+from .features import model_patcher, project, read, read_nothing
 from .payload import Pipeline
 from .request import Request, chosen
 from .unet import install, read_layout
@@ -41,18 +41,12 @@ class When:
 def run(request: Request) -> ModelPatcher:
     """What an Apply node does. Raises ValueError where adapter, MODEL, encoder and inputs do not
     fit."""
-    pipeline, layout = request.pipeline, read_layout(_model(request))
+    pipeline, layout = request.pipeline, read_layout(model_patcher(request))
     check_fits(pipeline.adapter, layout)
     plan = request.plan(layout)
     when = When(request.start_at, request.end_at, request.attn_mask)
     prompt = build_prompt(request, pipeline)
-    return apply_prompt(_model(request), pipeline.adapter, prompt, plan, when)
-
-
-def _model(request: Request) -> ModelPatcher:
-    if request.model is None:
-        raise ValueError("No MODEL: connect the MODEL output of a checkpoint loader to model.")
-    return request.model
+    return apply_prompt(model_patcher(request), pipeline.adapter, prompt, plan, when)
 
 
 def build_prompt(request: Request, pipeline: Pipeline) -> ImagePrompt:
@@ -65,10 +59,10 @@ def build_prompt(request: Request, pipeline: Pipeline) -> ImagePrompt:
 
     def tokens(embeds: ImageEmbeds, how: CombineMethod) -> Tensor:
         if request.per_item:
-            return project(pipeline.adapter, embeds)
+            return project(pipeline, embeds, request)
         if len(embeds) > 1:
             embeds = combine_image_embeds([embeds], how)
-        return concat(project(pipeline.adapter, embeds))
+        return concat(project(pipeline, embeds, request))
 
     # The arithmetic of several pictures is meant for the prompt; several negatives are one mean
     # picture.

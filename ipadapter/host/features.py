@@ -3,28 +3,59 @@
 from __future__ import annotations
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
+from torch.nn import functional
 
-from ..adapter import Adapter
 from ..embeds import AdapterLabel, ImageEmbeds
-from ..spec import EmbedSource
+from ..faces import crop_size_for, find_faces
+from ..images import clip_image, warn_crop_loss
+from ..spec import EmbedSource, Family
 from ..tiles import enhance, enhancer_crops
 from .payload import Pipeline
 from .request import Request
 from .vision import check_encoder, check_width, encode, encode_nothing, image_size
 
+_SHORTCUT = (Family.FACEID_PLUS_V2, Family.KOLORS_FACEID_PLUS)
 
-def read(pipeline: Pipeline, images: Tensor, request: Request) -> ImageEmbeds:
-    """Encode reference pictures with what the adapter needs."""
-    adapter = pipeline.adapter
-    spec = adapter.spec
-    if spec.embed_source in (EmbedSource.FACE, EmbedSource.FACE_AND_HIDDEN):
+
+def read(pipeline: Pipeline, images: Tensor, request: Request, name: str = "image") -> ImageEmbeds:
+    """Encode pictures with what the adapter needs: an image encoder, a face model, or both."""
+    if pipeline.adapter.spec.face_dim:
+        return read_faces(pipeline, images, request, name)[0]
+    warn_crop_loss(images, name=name)
+    return _embeds(pipeline, _encode_image(pipeline, images, request))
+
+
+def read_faces(
+    pipeline: Pipeline, images: Tensor, request: Request, name: str = "image"
+) -> tuple[ImageEmbeds, Tensor]:
+    """Encode the faces of pictures; also returns the faces as pictures, (faces, size, size, 3)."""
+    spec = pipeline.adapter.spec
+    if pipeline.insightface is None:
         raise ValueError(
-            f"{adapter.name} is a {spec.family.value} adapter, which reads faces: use IPAdapter "
-            f"FaceID."
+            f"{pipeline.adapter.name} is a {spec.family.value} adapter, which reads faces, and no "
+            f"face analysis is "
+            "connected: use IPAdapter Unified Loader FaceID, or connect IPAdapter InsightFace "
+            "Loader."
         )
-    features = _encode_image(pipeline, images, request)
-    return ImageEmbeds(features, spec.embed_source, made_for=AdapterLabel.of(spec, adapter.name))
+    size = crop_size_for(spec.base_name)
+    faces = find_faces(pipeline.insightface, images, size, request.missing_face, name)
+    hidden = None
+    if spec.embed_source is EmbedSource.FACE_AND_HIDDEN:
+        hidden = _encode_image(pipeline, faces.crops, request)
+    return _embeds(pipeline, hidden, faces.embeds(spec.uses_raw_face)), faces.crops
+
+
+def face_pictures(pipeline: Pipeline, images: Tensor) -> Tensor:
+    """What an adapter that reads no faces is given of these pictures: the encoder's own crop."""
+    return clip_image(images, image_size(pipeline.clip_vision))
+
+
+def _embeds(pipeline: Pipeline, features: Tensor | None, face: Tensor | None = None) -> ImageEmbeds:
+    spec = pipeline.adapter.spec
+    label = AdapterLabel.of(spec, pipeline.adapter.name)
+    return ImageEmbeds(features, spec.embed_source, face, spec.uses_raw_face, made_for=label)
 
 
 def _encode_image(pipeline: Pipeline, images: Tensor, request: Request) -> Tensor:
@@ -51,8 +82,38 @@ def read_nothing(pipeline: Pipeline, like: ImageEmbeds) -> ImageEmbeds:
     return ImageEmbeds(features, like.source, face, like.raw_face, made_for=like.made_for)
 
 
-def project(adapter: Adapter, embeds: ImageEmbeds) -> Tensor:
+def project(pipeline: Pipeline, embeds: ImageEmbeds, request: Request) -> Tensor:
     """Features to image tokens: (images, tokens, token_dim), fp32, on the CPU."""
+    spec, projector = pipeline.adapter.spec, pipeline.adapter.projector
     given = [t.float().cpu() for t in (embeds.face, embeds.features) if t is not None]
     with torch.no_grad():
-        return adapter.projector(*given)
+        if spec.embed_source is EmbedSource.FACE_AND_HIDDEN:
+            tokens = projector(*given, request.face_scale, spec.family in _SHORTCUT)
+        elif spec.family is Family.PORTRAIT_UNNORM:
+            tokens = projector(given[0].unsqueeze(1))  # one "patch": the face
+        else:
+            tokens = projector(*given)
+        return _hid_proj(tokens, request) if spec.needs_hid_proj else tokens
+
+
+def _hid_proj(tokens: Tensor, request: Request) -> Tensor:
+    """Kolors FaceID: tokens pass through the MODEL's own text projection, scaled by
+    weight_kolors."""
+    unet = request.model.get_model_object("diffusion_model") if request.model else None
+    projection = getattr(unet, "encoder_hid_proj", None)
+    if projection is None:
+        raise ValueError(
+            "This FaceID adapter is made for Kolors, whose MODEL has an encoder_hid_proj; the "
+            "connected MODEL has "
+            "none. Load a Kolors checkpoint with a Kolors loader."
+        )
+    scale = request.weight_kolors
+    weight, bias = (t.float().cpu() * scale for t in (projection.weight, projection.bias))
+    return functional.linear(tokens, weight, bias)
+
+
+def model_patcher(request: Request) -> ModelPatcher:
+    """The MODEL of a request."""
+    if request.model is None:
+        raise ValueError("No MODEL: connect the MODEL output of a checkpoint loader to model.")
+    return request.model

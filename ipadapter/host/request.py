@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..faces import MissingFace
 from ..folding import EmbedsScaling
 from ..layers import UNetLayout, WeightType
 from ..plan import Plan
+from ..spec import FaceVersion
 from ..weights import parse_layer_weights
 from .payload import Pipeline, pipeline_of
 
@@ -65,6 +67,8 @@ class Request:
     enhance_tiles: int = 1
     enhance_ratio: float = 1.0
     encode_batch_size: int = 0
+    face_version: str = FaceVersion.AUTO.value
+    missing_face: str = MissingFace.ERROR.value
     per_item: bool = False
 
     @property
@@ -72,8 +76,13 @@ class Request:
         """The adapter with its encoder and face analysis; what is connected here goes before the
         loader's."""
         pipeline = pipeline_of(self.ipadapter)
+        version = chosen(FaceVersion, self.face_version, "face_version")
+        adapter = pipeline.adapter
+        if version is not FaceVersion.AUTO:
+            adapter = replace(adapter, spec=adapter.spec.with_face_version(version))
         return replace(
             pipeline,
+            adapter=adapter,
             clip_vision=self.clip_vision or pipeline.clip_vision,
             insightface=self.insightface or pipeline.insightface,
         )
@@ -84,6 +93,12 @@ class Request:
         if isinstance(self.weight, (int, float)):
             return (float(self.weight),)
         return tuple(float(weight) for weight in self.weight)
+
+    @property
+    def face_scale(self) -> float:
+        """How much of a face's picture joins its identity (FaceID Plus v2); unset: twice the
+        weight."""
+        return 2.0 * self.weights[0] if self.weight_faceidv2 is None else self.weight_faceidv2
 
     @property
     def kind(self) -> WeightType:

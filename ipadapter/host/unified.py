@@ -15,10 +15,12 @@ from ..adapter import Adapter
 from ..checkpoint import read_checkpoint
 from ..choice import Choice, choose
 from ..diagnosis import Folders, ModelFacts, Subject, report
+from ..faces import environment
 from ..files import scan
 from ..lora import own_lora
 from .encoders import FOLDER as ENCODERS
 from .encoders import facts_of, load_encoder
+from .faces import load_face_analysis
 from .files import ADAPTERS
 from .payload import Pipeline, pipeline_of
 from .unet import read_layout
@@ -79,6 +81,16 @@ def load_preset(model: ModelPatcher, preset: str, lora_strength: float = 0.0) ->
     )
 
 
+def load_face_preset(
+    model: ModelPatcher, preset: str, lora_strength: float, provider: str
+) -> Loaded:
+    """Like `load_preset`, with face analysis: antelopev2 for Kolors, else buffalo_l."""
+    loaded = load_preset(model, preset, lora_strength)
+    kolors = loaded.pipeline.adapter.spec.base_name == "Kolors"
+    analysis = load_face_analysis("antelopev2" if kolors else "buffalo_l", provider)
+    return replace(loaded, pipeline=replace(loaded.pipeline, insightface=analysis))
+
+
 def with_lora(model: ModelPatcher, chosen: Choice, strength: float) -> ModelPatcher:
     """The MODEL with the LoRA that belongs to a FaceID adapter: its file, else the one inside the
     adapter."""
@@ -115,4 +127,4 @@ def diagnose(model: ModelPatcher, ipadapter: Any, clip_vision: Any, preset: str)
         None if clip_vision is None else ("the connected encoder", facts_of(clip_vision)),
         preset,
     )
-    return report(subject, model_folders())
+    return report(subject, model_folders(), [environment()])

@@ -3,6 +3,8 @@ de facto ones."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from comfy_api.latest import io
 
 from ..embeds import CombineMethod
@@ -187,6 +189,14 @@ def enhance(ratio: float) -> list[io.Input]:
             tooltip="How much of the whole picture stays in the mix. 0: details only.",
         ),
     ]
+
+
+def check_choice(value: str, options: Sequence[str], name: str) -> str:
+    """Refuse a string that is not in a widget's list: older hosts do not check what a client
+    sends."""
+    if value not in options:
+        raise ValueError(f"{name} is {value!r}: expected one of {', '.join(map(repr, options))}.")
+    return value
 
 
 def negative_mask_vision() -> list[io.Input]:
