@@ -1,0 +1,324 @@
+"""Training an adapter on a frozen UNet, by the paper's recipe (arXiv 2308.06721, section 4.1).
+
+Only the projector and K', V' learn, from the noise error of single timesteps. Text and image are
+dropped now and then, so that guidance works. The UNet is a callable here: it gets the keys and
+values of each layer and gives its prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .folding import KeyValue
+from .train_data import Batch, Samples
+from .train_state import TrainState
+from .trainable import TrainableAdapter
+
+# (noisy latents, timesteps, batch, keys and values per layer) -> prediction, like the latents
+Predict = Callable[[Tensor, Tensor, Batch, Sequence[KeyValue]], Tensor]
+
+
+class Prediction(str, Enum):
+    """What the UNet predicts."""
+
+    EPS = "noise"
+    V = "velocity"
+
+
+class StepFailed(ValueError):
+    """A step could not be taken; the weights are those of the step before."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train.
+
+    steps: optimiser steps in all, those of a resumed run included. accumulation: batches per step.
+    drop_*: how often only the image, only the text, or both are replaced by nothing. noise_offset:
+    share of noise that is the same over a whole channel. average: decay of a running mean of the
+    weights, which is then the result; 0 for none. dtype: what the adapter computes in; its weights
+    stay fp32.
+    """
+
+    steps: int = 1000
+    batch_size: int = 4
+    accumulation: int = 1
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    seed: int = 0
+    drop_image: float = 0.05
+    drop_text: float = 0.05
+    drop_both: float = 0.05
+    noise_offset: float = 0.0
+    average: float = 0.0
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot work."""
+        for name in ("steps", "batch_size", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(
+                f"learning_rate is {self.learning_rate}: expected above 0, usually 1e-4."
+            )
+        drops = (self.drop_image, self.drop_text, self.drop_both)
+        if min(drops) < 0 or sum(drops) > 1:
+            raise ValueError(
+                f"The drop rates are {drops}: expected 0 or more each, 1 at most together."
+            )
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average is {self.average}: expected 0 (none) to below 1.")
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """sigmas: (timesteps,), noise over signal of each timestep, ascending."""
+
+    sigmas: Tensor
+    prediction: Prediction = Prediction.EPS
+
+    def amounts(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """How much signal and how much noise a noisy latent has: (samples, 1, 1, 1) each."""
+        sigmas = self.sigmas.to(timesteps.device, torch.float32)[timesteps].view(-1, 1, 1, 1)
+        signal = (1 + sigmas.square()).rsqrt()
+        return signal, sigmas * signal
+
+    def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Latents with noise added, of unit variance."""
+        signal, amount = self.amounts(timesteps)
+        return signal * latents + amount * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the UNet should predict."""
+        if self.prediction is Prediction.EPS:
+            return noise
+        signal, amount = self.amounts(timesteps)
+        return signal * noise - amount * latents
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """The random choices of one batch: numbers of the samples, drops, timesteps, (n,) each, and the
+    noise."""
+
+    samples: Tensor
+    drop_image: Tensor
+    drop_text: Tensor
+    timesteps: Tensor
+    noise: Tensor
+
+
+class Trainer:
+    """One training. `step` takes one optimiser step; `state` says where it stands."""
+
+    def __init__(
+        self,
+        adapter: TrainableAdapter,
+        samples: Samples,
+        predict: Predict,
+        schedule: NoiseSchedule,
+        settings: TrainSettings,
+    ) -> None:
+        """adapter: moved to the settings' device and changed in place."""
+        self.adapter = adapter.to(settings.device)
+        self.samples, self.predict = samples, predict
+        self.schedule, self.settings = schedule, settings
+        self.optimizer = torch.optim.AdamW(
+            adapter.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        # On the CPU, so that a seed means the same on every device.
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.queue = torch.empty(0, dtype=torch.int64)
+        self.losses: list[float] = []
+        self.average: dict[str, Tensor] = {}
+        if settings.average:
+            self.average = {name: p.detach().clone() for name, p in self._named()}
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps taken."""
+        return len(self.losses)
+
+    def _named(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return list(self.adapter.named_parameters())
+
+    def draw(self) -> Draw:
+        """Random choices of the next batch. Every sample comes once before any comes again."""
+        settings, generator = self.settings, self.generator
+        count = settings.batch_size
+        while len(self.queue) < count:
+            fresh = torch.randperm(len(self.samples), generator=generator)
+            self.queue = torch.cat((self.queue, fresh))
+        samples, self.queue = self.queue[:count], self.queue[count:]
+        chance = torch.rand(count, generator=generator)
+        only_image = settings.drop_image
+        any_text = only_image + settings.drop_text
+        both = (chance >= any_text) & (chance < any_text + settings.drop_both)
+        shape = (count, *self.samples.latent_shape)
+        timesteps = torch.randint(len(self.schedule.sigmas), (count,), generator=generator)
+        noise = torch.randn(shape, generator=generator)
+        if settings.noise_offset:
+            offset = torch.randn((*shape[:2], 1, 1), generator=generator)
+            noise = noise + settings.noise_offset * offset
+        return Draw(
+            samples,
+            (chance < only_image) | both,
+            ((chance >= only_image) & (chance < any_text)) | both,
+            timesteps,
+            noise,
+        )
+
+    def loss(self, draw: Draw) -> Tensor:
+        """Mean squared error of the UNet's prediction, a scalar with gradients."""
+        device = self.settings.device
+        batch = self.samples.batch(draw.samples, draw.drop_image, draw.drop_text).to(device)
+        noise, timesteps = draw.noise.to(device), draw.timesteps.to(device)
+        dtype = self.settings.dtype
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            key_values = self.adapter(batch.features.float())
+        noisy = self.schedule.noisy(batch.latents.float(), noise, timesteps)
+        predicted = self.predict(noisy, timesteps, batch, key_values)
+        target = self.schedule.target(batch.latents.float(), noise, timesteps)
+        return functional.mse_loss(predicted.float(), target)
+
+    def step(self) -> float:
+        """One optimiser step over `accumulation` batches; returns its loss.
+
+        Raises StepFailed, with nothing changed, where the loss or a gradient is not finite or
+        memory runs out.
+        """
+        before = self.generator.get_state(), self.queue
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            loss = self._backward()
+        except (RuntimeError, StepFailed) as error:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.generator.set_state(before[0])
+            self.queue = before[1]
+            raise _explained(error, self.steps + 1, self.settings) from error
+        self.optimizer.step()
+        self.losses.append(loss)
+        for name, parameter in self._named() if self.average else ():
+            # The mean of the first steps, so that the start is soon forgotten.
+            decay = min(self.settings.average, self.steps / (self.steps + 10))
+            self.average[name].lerp_(parameter.detach(), 1 - decay)
+        return loss
+
+    def _backward(self) -> float:
+        total = 0.0
+        for _ in range(self.settings.accumulation):
+            loss = self.loss(self.draw()) / self.settings.accumulation
+            loss.backward()
+            total += float(loss.detach())
+        norms = [p.grad.norm() for p in self.adapter.parameters() if p.grad is not None]
+        if not (math.isfinite(total) and torch.isfinite(torch.stack(norms)).all()):
+            found = f"the loss is {total}" if not math.isfinite(total) else "a gradient is infinite"
+            raise StepFailed(found)
+        return total
+
+    def state(self) -> TrainState:
+        """A copy of where the training stands, on the CPU."""
+        moments = {
+            part: {
+                name: _copy(self.optimizer.state[p][part])
+                for name, p in self._named()
+                if p in self.optimizer.state
+            }
+            for part in ("exp_avg", "exp_avg_sq")
+        }
+        return TrainState(
+            {name: _copy(p) for name, p in self._named()},
+            moments["exp_avg"],
+            moments["exp_avg_sq"],
+            self.generator.get_state(),
+            self.queue.clone(),
+            torch.tensor(self.losses, dtype=torch.float64),
+            {name: _copy(tensor) for name, tensor in self.average.items()},
+        )
+
+    def restore(self, state: TrainState) -> None:
+        """Go on where `state` was taken; same data and settings give the same weights, bit for bit
+        on a CPU."""
+        _check_fits(state.weights, dict(self._named()))
+        _check_queue(state.queue, len(self.samples))
+        for name, parameter in self._named():
+            parameter.data.copy_(state.weights[name])
+            if state.steps:
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(state.steps)),
+                    "exp_avg": state.exp_avg[name].to(parameter, copy=True),
+                    "exp_avg_sq": state.exp_avg_sq[name].to(parameter, copy=True),
+                }
+            if self.average:
+                kept = state.average.get(name, state.weights[name])
+                self.average[name] = kept.to(parameter.data, copy=True)
+        self.generator.set_state(state.generator)
+        self.queue = state.queue.clone()
+        self.losses = state.losses.tolist()
+
+
+def train(trainer: Trainer, report: Callable[[int, float], bool]) -> str | None:
+    """Take the remaining steps. Returns None at the end, else why it stopped before.
+
+    report: told each step and its loss; False stops there. A step that fails ends the training too,
+    with what was reached so far; only the very first one raises StepFailed.
+    """
+    while trainer.steps < trainer.settings.steps:
+        try:
+            loss = trainer.step()
+        except StepFailed as error:
+            if not trainer.steps:
+                raise
+            return str(error)
+        if not report(trainer.steps, loss):
+            return f"Stopped after step {trainer.steps} of {trainer.settings.steps}."
+    return None
+
+
+def _explained(error: Exception, step: int, settings: TrainSettings) -> Exception:
+    """The error of a failed step with the setting to change; other errors as they are."""
+    if isinstance(error, StepFailed):
+        return StepFailed(
+            f"Training stopped at step {step}: {error}. The weights of step {step - 1} are kept. "
+            f"Lower learning_rate (it is {settings.learning_rate:g}), set precision to fp32, and "
+            "look for broken images in the data."
+        )
+    if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return StepFailed(
+            f"Memory ran out at step {step}. The weights of step {step - 1} are kept. Lower "
+            f"batch_size (it is {settings.batch_size}) and raise accumulation instead; then lower "
+            "resolution, or set precision to bf16."
+        )
+    return error
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _check_fits(weights: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> None:
+    for name in {*weights, *named}:
+        found = tuple(weights[name].shape) if name in weights else None
+        expected = tuple(named[name].shape) if name in named else None
+        if found != expected:
+            raise ValueError(
+                f"resume_from is another adapter: {name} is {found}, expected {expected}. Set "
+                "family and num_tokens as in the first run, or disconnect resume_from."
+            )
+
+
+def _check_queue(queue: Tensor, count: int) -> None:
+    if len(queue) and int(queue.max()) >= count:
+        raise ValueError(
+            f"resume_from was trained on more images than the {count} that are connected. Connect "
+            "the same images, or load the adapter without its training state."
+        )
