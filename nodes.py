@@ -24,6 +24,7 @@ from .ipadapter.nodes.images import IMAGES
 from .ipadapter.nodes.loaders import LOADERS
 from .ipadapter.nodes.regional import REGIONAL
 from .ipadapter.nodes.tiled import TILED
+from .ipadapter.nodes.train import TRAINING
 from .ipadapter.nodes.weights import WEIGHTS
 
 
@@ -312,6 +313,7 @@ NODES: list[type[io.ComfyNode]] = [
     *REGIONAL,
     *IMAGES,
     *WEIGHTS,
+    *TRAINING,
 ]
 
 
