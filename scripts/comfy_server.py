@@ -235,6 +235,16 @@ def error_of(entry: dict[str, Any]) -> str | None:
     return None
 
 
+def saved_images(entry: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
+    """What a graph has saved as images, by node id in order; other nodes may report text, say."""
+    outputs = sorted(entry["outputs"].items(), key=lambda output: int(output[0]))
+    images = {node: output.get("images", ()) for node, output in outputs}
+    saved = {
+        node: [one for one in ones if one["type"] == "output"] for node, ones in images.items()
+    }
+    return {node: ones for node, ones in saved.items() if ones}
+
+
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
     """A workflow as the editor saves it, in the format that POST /prompt takes."""
     links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}

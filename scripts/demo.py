@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comfy_server import ComfyServer, ServerError, error_of, make_base, to_api
+from comfy_server import ComfyServer, ServerError, error_of, make_base, saved_images, to_api
 from environment import NAME, ROOT, SetUpError, cache_folder, ensure, say
 
 if TYPE_CHECKING:
@@ -139,9 +139,8 @@ def generate(server: ComfyServer) -> dict[str, Image]:
     entry = server.run(graph, Progress(titles))
     if error := error_of(entry):
         raise ServerError(error)
-    saved = {node: output["images"][0] for node, output in entry["outputs"].items()}
-    ordered = sorted(saved, key=int)
-    return {titles[node]: Image.open(io.BytesIO(server.view(saved[node]))) for node in ordered}
+    files = {node: server.view(images[0]) for node, images in saved_images(entry).items()}
+    return {titles[node]: Image.open(io.BytesIO(file)) for node, file in files.items()}
 
 
 def configured(graph: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 
 import pytest
 from PIL import Image
@@ -13,11 +12,11 @@ from support.server import ROOT, script
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 
 
-def declared_ids() -> set[str]:
-    """Ids of all nodes that the pack's source declares."""
-    sources = [ROOT / "nodes.py", *(ROOT / "ipadapter" / "nodes").glob("*.py")]
-    text = "\n".join(path.read_text("utf-8") for path in sources)
-    return set(re.findall(r"node_id=\"(\w+)\"", text))
+def nodes_of_the_pack(server) -> dict[str, dict]:
+    """What the server says of each node that this pack registered."""
+    module = f"custom_nodes.{script('environment').NAME}"
+    served = server.get("/object_info").items()
+    return {name: info for name, info in served if info["python_module"] == module}
 
 
 def api_graph(server, path):
@@ -26,10 +25,13 @@ def api_graph(server, path):
     return script("demo").configured(graph)
 
 
-def test_every_node_is_served(server):
-    served = server.get("/object_info")
-    assert declared_ids() <= served.keys()
-    assert {"IPAdapterModelLoader", "IPAdapter", "IPAdapterAdvanced"} <= declared_ids()
+def test_every_node_in_the_source_is_served(server):
+    known = json.loads((ROOT / "tests" / "host" / "interface.json").read_text("utf-8"))
+    sources = [ROOT / "nodes.py", *(ROOT / "ipadapter" / "nodes").glob("*.py")]
+    text = "\n".join(path.read_text("utf-8") for path in sources)
+    declared = {name for name in known if f'"{name}"' in text}
+    assert {"IPAdapterModelLoader", "IPAdapterAdvanced"} <= declared
+    assert declared <= nodes_of_the_pack(server).keys()
 
 
 def test_nothing_fails_to_import(server):
@@ -37,11 +39,10 @@ def test_nothing_fails_to_import(server):
 
 
 def test_every_node_is_described(server):
-    for node_id, info in server.get("/object_info").items():
-        if node_id in declared_ids():
-            assert info["display_name"], node_id
-            assert info["category"].startswith("ipadapter"), node_id
-            assert len(info["output_name"]) == len(info["output"]), node_id
+    for name, info in nodes_of_the_pack(server).items():
+        assert info["display_name"], name
+        assert info["category"].startswith("ipadapter"), name
+        assert len(info["output_name"]) == len(info["output"]), name
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -50,19 +51,21 @@ def test_workflow_runs(server, path):
     entry = server.wait(server.queue(api_graph(server, path)))
     assert script("comfy_server").error_of(entry) is None
     assert entry["status"]["status_str"] == "success"
-    for output in entry["outputs"].values():
-        for image in output["images"]:
+    for images in script("comfy_server").saved_images(entry).values():
+        for image in images:
             with Image.open(io.BytesIO(server.view(image))) as picture:
                 assert picture.width >= 64
 
 
-def test_image_prompt_changes_the_picture(server):
+def test_demo_shows_that_the_image_prompt_changes_the_picture(server):
     write_reference(server)
-    graph = api_graph(server, ROOT / "workflows" / "image_prompt.json")
-    outputs = server.wait(server.queue(graph))["outputs"]
-    files = [server.view(output["images"][0]) for output in outputs.values()]
-    without, with_it = (Image.open(io.BytesIO(file)).tobytes() for file in files)
+    demo = script("demo")
+    pictures = demo.generate(server)
+    assert list(pictures) == ["without the image prompt", "with the image prompt"]
+    without, with_it = (picture.tobytes() for picture in pictures.values())
     assert without != with_it
+    sheet = demo.side_by_side({"image prompt": demo.photograph(), **pictures})
+    assert sheet.width == 3 * demo.PANEL
 
 
 def test_bad_file_is_explained_through_history(server):
