@@ -152,29 +152,46 @@ def build_model(
 ) -> Any:
     """The host's UNet in a real ModelPatcher; `state` is a diffusers state dict, whose tensors it
     shares."""
-    import comfy.model_base
-    import comfy.model_patcher
-    import comfy.ops
-    import comfy.supported_models
     import comfy.utils
-    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     config = host_config(geometry)
-    sdxl = bool(geometry.adm)
-    family = (comfy.supported_models.SDXL if sdxl else comfy.supported_models.SD15)(config)
-    family.unet_config = {**config, "disable_unet_model_creation": True}
-    model = (comfy.model_base.SDXL if sdxl else comfy.model_base.BaseModel)(family)
-    family.unet_config = config
-    operations = comfy.ops.manual_cast
     if state is None:
-        unet = UNetModel(**config, device="cpu", operations=operations)
+        unet = host_unet(config, "cpu")
         g = torch.Generator().manual_seed(seed)
         for parameter in unet.parameters():
             torch.nn.init.normal_(parameter, std=0.02, generator=g)
     else:
         names = comfy.utils.unet_to_diffusers(config)
-        unet = UNetModel(**config, device="meta", operations=operations)
+        unet = host_unet(config, "meta")
         unet.load_state_dict({names[key]: value for key, value in state.items()}, assign=True)
+    return patcher(unet, config)
+
+
+def build_empty_model(geometry: Geometry, dtype: torch.dtype = torch.float16) -> Any:
+    """The host's UNet at any size without memory: its parameters are on the meta device."""
+    config = {**host_config(geometry), "dtype": dtype}
+    return patcher(host_unet(config, "meta"), config)
+
+
+def host_unet(config: Mapping[str, Any], device: str) -> Any:
+    """The host's UNetModel with uninitialised parameters."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    return UNetModel(**config, device=device, operations=comfy.ops.manual_cast)
+
+
+def patcher(unet: Any, config: Mapping[str, Any]) -> Any:
+    """A ModelPatcher around a UNet: SDXL's class if it has class embeddings, else SD1.5's."""
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    sdxl = "adm_in_channels" in config
+    family = (comfy.supported_models.SDXL if sdxl else comfy.supported_models.SD15)(dict(config))
+    family.unet_config = {**config, "disable_unet_model_creation": True}
+    model = (comfy.model_base.SDXL if sdxl else comfy.model_base.BaseModel)(family)
+    family.unet_config = dict(config)
     model.diffusion_model = unet.train(False)
     return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
