@@ -62,14 +62,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """Say how long each tier took."""
+    """Say what was measured, and how long each tier took."""
     seconds: dict[str, float] = {}
     counts: dict[str, int] = {}
+    measured: list[object] = []
     for reports in terminalreporter.stats.values():
         for report in (report for report in reports if isinstance(report, pytest.TestReport)):
             tier = tier_of(ROOT / report.nodeid.split("::")[0])
             seconds[tier] = seconds.get(tier, 0.0) + report.duration
             counts[tier] = counts.get(tier, 0) + (report.when == "call" or report.skipped)
+            if report.when == "call":
+                measured += [what for name, what in report.user_properties if name == "measured"]
+    for line in measured:
+        terminalreporter.write_line(f"  {line}")
     for tier in (tier for tier in TIERS if tier in counts):
         terminalreporter.write_line(f"{tier}: {counts[tier]} tests in {seconds[tier]:.1f} s")
 

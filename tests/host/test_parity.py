@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,7 +21,6 @@ from support.unets import (
 
 EMBED = 48
 TOLERANCE = {"tiny": 1e-5, "full": 2e-4}
-MEASURED: dict[str, float] = {}
 _PAIR: dict[Geometry, Pair] = {}
 
 
@@ -63,13 +63,20 @@ def core(host: Any) -> Any:
     return lambda name: host.module(f"ipadapter.{name}")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def table() -> Any:
-    """Print the measured errors once all cases ran."""
-    yield
-    print("\nlargest difference from diffusers, whole UNet output, fp32")
-    for name, error in MEASURED.items():
-        print(f"  {name:<44} {error:.1e}")
+@pytest.fixture
+def compare(core: Any, record_property: Any) -> Callable[[Geometry, Case, str], float]:
+    """Largest difference between the whole UNet outputs of both sides; noted for the test's
+    report."""
+
+    def largest(geometry: Geometry, case: Case, name: str) -> float:
+        pair = pair_of(geometry)
+        ours = model_output(pair, pack_model(pair, case, core))
+        error = float((reference_output(pair, case) - ours).abs().max())
+        subject = f"difference from diffusers: {geometry.name}, {name}"
+        record_property("measured", f"{subject:<70} {error:.1e}")
+        return error
+
+    return largest
 
 
 SETUPS = {
@@ -79,31 +86,22 @@ SETUPS = {
 }
 
 
-def compare(geometry: Geometry, core: Any, case: Case, name: str) -> float:
-    pair = pair_of(geometry)
-    error = float(
-        (reference_output(pair, case) - model_output(pair, pack_model(pair, case, core)))
-        .abs()
-        .max()
-    )
-    MEASURED[f"{geometry.name}, {name}"] = error
-    return error
-
-
 @pytest.mark.parametrize("setup", SETUPS)
 @pytest.mark.parametrize("plus", [False, True], ids=["standard", "plus"])
 @pytest.mark.parametrize("geometry", [TINY_SD15, TINY_SDXL], ids=lambda g: g.name)
-def test_tiny_unet_equals_diffusers(core: Any, geometry: Geometry, plus: bool, setup: str) -> None:
+def test_tiny_unet_equals_diffusers(
+    compare: Any, geometry: Geometry, plus: bool, setup: str
+) -> None:
     case = case_of(geometry, plus, **SETUPS[setup])
     name = f"{'Plus' if plus else 'standard'}, {setup}"
-    assert compare(geometry, core, case, name) < TOLERANCE["tiny"]
+    assert compare(geometry, case, name) < TOLERANCE["tiny"]
 
 
-def test_mask_equals_diffusers(core: Any) -> None:
+def test_mask_equals_diffusers(compare: Any) -> None:
     mask = torch.zeros(1, 128, 128)
     mask[:, :64, 32:] = 1.0
     case = case_of(TINY_SD15, plus=False, mask=mask)
-    assert compare(TINY_SD15, core, case, "standard, mask") < TOLERANCE["tiny"]
+    assert compare(TINY_SD15, case, "standard, mask") < TOLERANCE["tiny"]
 
 
 @pytest.mark.parametrize("geometry", [TINY_SD15, TINY_SDXL], ids=lambda g: g.name)
@@ -121,7 +119,9 @@ def test_a_dropped_middle_block_fails_the_gate(core: Any, geometry: Geometry) ->
 @pytest.mark.parametrize("setup", SETUPS)
 @pytest.mark.parametrize("plus", [False, True], ids=["standard", "plus"])
 @pytest.mark.parametrize("geometry", [FULL_SD15, FULL_SDXL], ids=lambda g: g.name)
-def test_full_unet_equals_diffusers(core: Any, geometry: Geometry, plus: bool, setup: str) -> None:
+def test_full_unet_equals_diffusers(
+    compare: Any, geometry: Geometry, plus: bool, setup: str
+) -> None:
     case = case_of(geometry, plus, **SETUPS[setup])
     name = f"{'Plus' if plus else 'standard'}, {setup}"
-    assert compare(geometry, core, case, name) < TOLERANCE["full"]
+    assert compare(geometry, case, name) < TOLERANCE["full"]
