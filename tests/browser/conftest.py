@@ -1,0 +1,92 @@
+"""A real browser on the real page of a real server; skipped where no Chromium is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.page import Editor
+from support.server import ROOT
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PICTURES = ROOT / "tests" / "output"
+READY = (
+    "() => Boolean(window.app?.graph && window.app.extensionManager"
+    " && window.LiteGraph?.registered_node_types?.KSampler)"
+)
+
+
+def chromium() -> str:
+    """The browser's program: CHROMIUM_PATH, or the first one on the path."""
+    found = os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not found:
+        pytest.skip("needs Chromium; install it or set CHROMIUM_PATH")
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """A headless Chromium that reaches nothing but this machine."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium(), headless=True)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def editor(browser, server, vue: bool) -> Iterator[Editor]:
+    """The graph editor on a fresh page, with the classic canvas or with Nodes 2.0."""
+    settings = {
+        "Comfy.TutorialCompleted": True,
+        "Comfy.VueNodes.Enabled": vue,
+        "Comfy.Locale": "en",
+        "Comfy.Workflow.Persist": False,
+    }
+    server.fetch("/api/settings", json.dumps(settings).encode())
+    context = browser.new_context(viewport={"width": 1500, "height": 1000})
+    context.set_default_timeout(60_000)
+    context.route("**/*", lambda route: _local_only(route, server.url))
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    try:
+        page.goto(server.url)
+        page.wait_for_function(READY)
+        yield Editor(page, errors, vue)
+    finally:
+        context.close()
+
+
+def _local_only(route, url: str) -> None:
+    if route.request.url.startswith((url, "data:", "blob:")):
+        route.continue_()
+    else:
+        route.abort()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes2"])
+def opened(request, browser, server) -> Iterator[Editor]:
+    """A page that a module's tests share, once with the classic canvas and once with Nodes 2.0."""
+    with editor(browser, server, request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def page(opened) -> Editor:
+    """The `Editor`, empty and without errors."""
+    opened.clear()
+    return opened
+
+
+@pytest.fixture
+def picture(request) -> Path:
+    """Where a test puts its screenshot."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    name = "".join(letter if letter.isalnum() else "_" for letter in request.node.name)
+    return PICTURES / f"{name.strip('_')}.png"

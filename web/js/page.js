@@ -1,0 +1,160 @@
+// What the drawn widgets share: elements, and their place on a node.
+
+/** @typedef {import("@comfyorg/comfyui-frontend-types").ComfyExtension} ComfyExtension */
+/** @typedef {Parameters<NonNullable<ComfyExtension["nodeCreated"]>>[0]} LGraphNode */
+/** @typedef {NonNullable<LGraphNode["widgets"]>[number]} Widget */
+
+const MARGIN = 8;
+const SVG = "http://www.w3.org/2000/svg";
+const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname.split("/extensions/")[1] ?? "")
+  .split("/")[0];
+
+/**
+ * True for the nodes that this pack registered: another pack may own the same id.
+ * @param {{python_module?: string}} nodeData
+ */
+export function isOurs(nodeData) {
+  return nodeData.python_module === `custom_nodes.${FOLDER}`;
+}
+
+/**
+ * Like `isOurs`, for a node in the graph.
+ * @param {LGraphNode} node
+ */
+export function isOurNode(node) {
+  const nodeData = /** @type {any} */ (node.constructor).nodeData;
+  return Boolean(nodeData) && isOurs(nodeData);
+}
+
+/**
+ * @param {string} tag
+ * @param {Record<string, string>} [properties] of its style
+ * @param {(Node | string)[]} [children]
+ */
+export function element(tag, properties = {}, children = []) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) made.style.setProperty(name, value);
+  made.append(...children);
+  return made;
+}
+
+/**
+ * @param {string} tag
+ * @param {Record<string, string | number>} attributes
+ * @param {(Node | string)[]} [children]
+ */
+export function shape(tag, attributes, children = []) {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, String(value));
+  made.append(...children);
+  return made;
+}
+
+/**
+ * Puts an element below a node's widgets. It is no input: neither saved nor sent.
+ * @param {LGraphNode} node
+ * @param {string} name
+ * @param {HTMLElement} content
+ * @param {() => number} height in pixels
+ */
+export function place(node, name, content, height) {
+  // Nodes 2.0 goes by the style, the classic canvas by getMinHeight, which includes its margins.
+  content.style.boxSizing = "border-box";
+  content.style.width = "100%";
+  content.style.minHeight = `${height()}px`;
+  // The published types leave addDOMWidget out.
+  const widget = /** @type {any} */ (node).addDOMWidget(name, name, content, {
+    serialize: false,
+    hideOnZoom: false,
+    margin: MARGIN,
+    getMinHeight: () => height() + 2 * MARGIN,
+  });
+  widget.serialize = false;
+  grow(node);
+  return widget;
+}
+
+/**
+ * Makes a node large enough for its widgets.
+ * @param {LGraphNode} node
+ */
+export function grow(node) {
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+  node.graph?.setDirtyCanvas(true, true);
+}
+
+/**
+ * @param {LGraphNode} node
+ * @param {string} name
+ * @returns {Widget | undefined}
+ */
+export function widgetOf(node, name) {
+  return node.widgets?.find((widget) => widget.name === name);
+}
+
+/**
+ * Sets a widget as if the user had typed, so that everything that shows it follows.
+ * @param {Widget} widget
+ * @param {string} value
+ */
+export function setValue(widget, value) {
+  widget.value = value;
+  widget.callback?.(value);
+}
+
+/**
+ * Calls back whenever one of these widgets may have a new value, and when a workflow is loaded.
+ * @param {LGraphNode} node
+ * @param {string[]} names
+ * @param {() => void} changed
+ */
+export function onChange(node, names, changed) {
+  for (const name of names) {
+    const widget = widgetOf(node, name);
+    if (!widget) continue;
+    const before = widget.callback;
+    widget.callback = function (/** @type {any} */ ...given) {
+      const result = before?.apply(this, given);
+      changed();
+      return result;
+    };
+  }
+  after(node, "onConfigure", changed);
+  after(node, "onDrawForeground", changed);
+}
+
+/**
+ * Runs something after a method of one node.
+ * @param {LGraphNode} node
+ * @param {"onConfigure" | "onDrawForeground" | "onExecuted" | "onConnectionsChange"} name
+ * @param {(...given: any[]) => void} then
+ */
+export function after(node, name, then) {
+  const method = /** @type {any} */ (node)[name];
+  /** @type {any} */ (node)[name] = function (/** @type {any[]} */ ...given) {
+    const result = method?.apply(this, given);
+    then(...given);
+    return result;
+  };
+}
+
+/**
+ * Draws once now and again whenever the element changes size.
+ * @param {Element} drawing
+ * @param {() => void} draw
+ */
+export function drawOnResize(drawing, draw) {
+  new ResizeObserver(() => draw()).observe(drawing);
+}
+
+export const COLOURS = {
+  text: "var(--input-text, #ddd)",
+  quiet: "var(--descrip-text, #999)",
+  back: "var(--comfy-input-bg, #222)",
+  line: "var(--border-color, #4e4e4e)",
+  first: "#5b9bd5",
+  second: "#e0a030",
+  third: "#8a8f98",
+  wrong: "var(--error-text, #ff6b6b)",
+};
