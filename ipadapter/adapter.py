@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import compress, repeat
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from .checkpoint import Checkpoint
@@ -17,6 +18,8 @@ from .layers import Source
 from .projection import build_projector
 from .prompt import ImagePrompt
 from .spec import AdapterSpec, identify
+
+ITEMS_AT_ONCE = 64  # per-latent prompts that are on the compute device together
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,21 +69,33 @@ class Adapter:
         a time.
 
         wanted: per layer, whether to project it; all by default. Yields, per layer, unscaled fp32
-        keys and values of every kind of token the prompt has.
+        keys and values of every kind of token the prompt has; of a prompt of many items they lie
+        on the CPU, so that the device's share does not grow with the number of frames.
         """
         tokens = {Source.IMAGE: prompt.cond, Source.NEGATIVE: prompt.uncond}
         if prompt.second is not None:
             tokens[Source.SECOND_IMAGE] = prompt.second
-        tokens = {source: t.to(device, torch.float32) for source, t in tokens.items()}
         weights = self.checkpoint.ip_adapter
         for layer in compress(self.layer_ids, wanted or repeat(True)):
             to_k_ip = weights[f"{layer}.to_k_ip.weight"].to(device, torch.float32)
             to_v_ip = weights[f"{layer}.to_v_ip.weight"].to(device, torch.float32)
             yield {
-                source: KeyValue(functional.linear(t, to_k_ip), functional.linear(t, to_v_ip))
+                source: KeyValue(_project(t, to_k_ip), _project(t, to_v_ip))
                 for source, t in tokens.items()
             }
 
     def __deepcopy__(self, memo: dict) -> Adapter:
         """Immutable: hosts that deep-copy what a graph carries get the same object."""
         return self
+
+
+def _project(tokens: Tensor, weight: Tensor) -> Tensor:
+    """(items, tokens, dim) to (items, tokens, width) on the weight's device; many items in parts,
+    gathered on the CPU."""
+    few = len(tokens) <= ITEMS_AT_ONCE
+    where = weight.device if few else torch.device("cpu")
+    parts = [
+        functional.linear(part.to(weight.device, torch.float32), weight).to(where)
+        for part in tokens.split(ITEMS_AT_ONCE)
+    ]
+    return parts[0] if few else torch.cat(parts)

@@ -89,6 +89,7 @@ def fold(
 
     sources: unscaled keys and values of each kind of token, for this layer.
     rules: one rule for all items, or one per item (per-frame weights); they differ in weight only.
+    Where items and rules differ in number, the last of the fewer serves the rest.
     """
     if not any(rule.weight for rule in rules):
         return None
@@ -103,10 +104,19 @@ def fold(
                 torch.zeros_like(image.value[:1], dtype=dtype),
             )
         pair = sources.get(source) or sources[Source.IMAGE]
-        key, value = scale(pair.key, pair.value, weight.to(pair.key.device))
+        count = max(len(pair.key), len(weight))
+        weights = _lengthened(weight, count).to(pair.key.device)
+        key, value = scale(_lengthened(pair.key, count), _lengthened(pair.value, count), weights)
         return KeyValue(_narrow(key, dtype), _narrow(value, dtype))
 
     return LayerKeyValue(scaled(rules[0].cond), scaled(rules[0].uncond))
+
+
+def _lengthened(tensor: Tensor, count: int) -> Tensor:
+    """Repeat the last item until there are `count`; one item serves all as it is."""
+    if len(tensor) in (1, count):
+        return tensor
+    return torch.cat((tensor, tensor[-1:].expand(count - len(tensor), *tensor.shape[1:])))
 
 
 def _narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:
