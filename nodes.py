@@ -20,6 +20,7 @@ from .ipadapter.nodes.base import ApplyNode
 from .ipadapter.nodes.callers import add_python_calls
 from .ipadapter.nodes.embeds import EMBEDS
 from .ipadapter.nodes.face import FACES
+from .ipadapter.nodes.hooks import HOOKS
 from .ipadapter.nodes.images import IMAGES
 from .ipadapter.nodes.loaders import LOADERS
 from .ipadapter.nodes.regional import REGIONAL
@@ -311,6 +312,7 @@ NODES: list[type[io.ComfyNode]] = [
     *EMBEDS,
     *FACES,
     *REGIONAL,
+    *HOOKS,
     *IMAGES,
     *WEIGHTS,
     *TRAINING,

@@ -17,6 +17,7 @@ from ..embeds import (
     check_belongs,
     combine_image_embeds,
 )
+from ..layers import Layer
 from ..mask import check_mask
 from ..patch import Injection
 from ..plan import Plan, check_fits, fold_layers
@@ -41,12 +42,17 @@ class When:
 def run(request: Request) -> ModelPatcher:
     """What an Apply node does. Raises ValueError where adapter, MODEL, encoder and inputs do not
     fit."""
+    return install(model_patcher(request), injections_of(request))
+
+
+def injections_of(request: Request) -> dict[Layer, Injection]:
+    """What a request's pictures add to each layer of its MODEL."""
     pipeline, layout = request.pipeline, read_layout(model_patcher(request))
     check_fits(pipeline.adapter, layout)
     plan = request.plan(layout)
     when = When(request.start_at, request.end_at, request.attn_mask)
     prompt = build_prompt(request, pipeline)
-    return apply_prompt(model_patcher(request), pipeline.adapter, prompt, plan, when)
+    return injections_for(model_patcher(request), pipeline.adapter, prompt, plan, when)
 
 
 def build_prompt(request: Request, pipeline: Pipeline) -> ImagePrompt:
@@ -101,11 +107,17 @@ def apply_prompt(
 ) -> ModelPatcher:
     """Patch a clone of `model` with a prompt. ValueError if adapter and MODEL do not belong
     together."""
+    return install(model, injections_for(model, adapter, prompt, plan, when))
+
+
+def injections_for(
+    model: ModelPatcher, adapter: Adapter, prompt: ImagePrompt, plan: Plan, when: When
+) -> dict[Layer, Injection]:
+    """What a prompt adds to each layer of a MODEL that it acts on."""
     layout = read_layout(model)
     sampling = model.get_model_object("model_sampling")
     sigmas = sigma_range(when.start_at, when.end_at, sampling.percent_to_sigma)
     mask = None if when.mask is None else check_mask(when.mask)
     with torch.no_grad():
         folded = fold_layers(adapter, layout, prompt, plan, compute_device(), kept_dtype(model))
-        injections = {layer: Injection(kv.to(kept_device()), sigmas, mask) for layer, kv in folded}
-    return install(model, injections)
+        return {layer: Injection(kv.to(kept_device()), sigmas, mask) for layer, kv in folded}

@@ -99,25 +99,23 @@ def sample(scene: Scene, model: Any = None) -> Tensor:
         return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, seed=1)
 
 
-def with_reference(scene: Scene, *prompts: Prompt, **known: Any) -> Tensor:
-    """What the sampling should give."""
+def naive_adapter(scene: Scene, prompt: Prompt, **changes: Any) -> NaiveAdapter:
+    """The reference's side of a prompt."""
     sampling = scene.model.get_model_object("model_sampling")
+    first = float(sampling.percent_to_sigma(prompt.start_at))
+    last = float(sampling.percent_to_sigma(prompt.end_at))
+    weights = prompt.weights[0] if len(prompt.weights) == 1 else prompt.weights
+    adapter = NaiveAdapter(prompt.state, prompt.cond, prompt.uncond, weights, prompt.mask)
+    adapter.active = lambda sigma: last <= sigma <= first
+    return replace(adapter, **changes)
 
-    def adapter(prompt: Prompt) -> NaiveAdapter:
-        first = float(sampling.percent_to_sigma(prompt.start_at))
-        last = float(sampling.percent_to_sigma(prompt.end_at))
-        weights = prompt.weights[0] if len(prompt.weights) == 1 else prompt.weights
-        return NaiveAdapter(
-            prompt.state,
-            prompt.cond,
-            prompt.uncond,
-            weights,
-            prompt.mask,
-            lambda sigma: last <= sigma <= first,
-        )
 
+def with_reference(scene: Scene, *prompts: Prompt | NaiveAdapter, **known: Any) -> Tensor:
+    """What the sampling should give."""
     known = {"positive": [entry[0] for entry in scene.positive], **scene.reference, **known}
-    adapters = [*known.pop("adapters", ()), *map(adapter, prompts)]
+    adapters = [
+        naive_adapter(scene, prompt) if isinstance(prompt, Prompt) else prompt for prompt in prompts
+    ]
     model = known.pop("model", scene.model)
     with naive(model.model.diffusion_model, Naive(adapters, **known)):
         return sample(scene, model)
@@ -143,6 +141,13 @@ class Pack:
         adapter = self.module("adapter").Adapter.from_checkpoint(checkpoint)
         image = self.module("prompt").ImagePrompt(prompt.cond, prompt.uncond)
         return adapter, image, self.module("plan").Plan(prompt.weights)
+
+    def hooks(self, model: Any, prompt: Prompt, before: Any = None) -> Any:
+        """HOOKS that carry a prompt."""
+        apply = self.module("host.apply")
+        when = apply.When(prompt.start_at, prompt.end_at, prompt.mask)
+        injections = apply.injections_for(model, *self.parts(prompt), when)
+        return self.module("host.hooks").hook_group(injections, before)
 
     def apply(self, model: Any, *prompts: Prompt) -> Any:
         """Patch a MODEL with prompts, one after another."""

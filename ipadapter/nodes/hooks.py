@@ -1,0 +1,60 @@
+"""Image prompts for the host's conditioning hooks: a picture that belongs to one prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..host.apply import injections_of
+from ..host.hooks import hook_group
+from ..host.request import Request
+from . import inputs
+
+
+class IPAdapterHook(io.ComfyNode):
+    """A picture for one prompt only."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAdapterHook",
+            display_name="IPAdapter Hook",
+            category="ipadapter/hooks",
+            description="Puts a picture on one prompt instead of the whole MODEL: connect HOOKS to "
+            "Cond Pair Set Props, for regions, schedules and keyframed strength.",
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The MODEL that will sample. It is read, not patched: connect the "
+                    "sampler to the same checkpoint.",
+                ),
+                inputs.ipadapter(),
+                inputs.image(),
+                inputs.weight(),
+                inputs.weight_type(),
+                inputs.combine_embeds(),
+                *inputs.start_end(),
+                inputs.embeds_scaling(),
+                *inputs.negative_mask_vision(),
+                inputs.insightface(),
+                io.Hooks.Input(
+                    "prev_hooks", optional=True, tooltip="Hooks that act beside this one."
+                ),
+            ],
+            outputs=[
+                io.Hooks.Output(
+                    display_name="HOOKS",
+                    tooltip="For Cond Pair Set Props and Set Hook Keyframes. On both prompts of "
+                    "the pair it acts as on the MODEL; on the positive alone, only there.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, prev_hooks: Any = None, **given: Any) -> io.NodeOutput:
+        """Make the hook."""
+        return io.NodeOutput(hook_group(injections_of(Request(**given)), prev_hooks))
+
+
+HOOKS: list[type[io.ComfyNode]] = [IPAdapterHook]
