@@ -6,6 +6,9 @@ is folded into V' beforehand, so nothing here knows weights.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -42,22 +45,78 @@ def add_image_attention(
     divides rows and consecutive rows share a group: the queries of a group then count as one long
     row, so that no key or value is copied per row. mask: (rows or 1, length, 1).
     """
-    groups = ip_key.shape[0]
-    image = image_attention(
-        query.reshape(groups, -1, query.shape[-1]), ip_key, ip_value, heads
-    ).view_as(base)
-    if mask is not None:
-        return (
-            base.addcmul_(image, mask, value=strength)
-            if _writable(base)
-            else torch.addcmul(base, image, mask, value=strength)
+    groups, writable = ip_key.shape[0], _writable(base, query, ip_key, ip_value)
+    grouped = query.reshape(groups, -1, query.shape[-1])
+    if writable and _few_tokens(grouped, ip_key, base):
+        _add_by_head(
+            base.view_as(grouped), grouped, ip_key, ip_value, heads, _Factor(mask, strength)
         )
+        return base
+    image = image_attention(grouped, ip_key, ip_value, heads).view_as(base)
+    if mask is not None:
+        add = base.addcmul_ if writable else partial(torch.addcmul, base)
+        return add(image, mask, value=strength)
+    return (base.add_ if writable else partial(torch.add, base))(image, alpha=strength)
+
+
+# Up to here two products per head, accumulated into the base, beat a second attention call on CPUs
+# at every block shape of SD1.5 and SDXL (`tests/bench/run.py attention`); more groups than this are
+# per-latent prompts, where one call for all of them wins.
+_TOKENS, _GROUPS = 32, 8
+
+
+def _few_tokens(query: Tensor, ip_key: Tensor, base: Tensor) -> bool:
     return (
-        base.add_(image, alpha=strength)
-        if _writable(base)
-        else torch.add(base, image, alpha=strength)
+        query.device.type == "cpu"
+        and query.dtype == base.dtype == torch.float32
+        and ip_key.shape[1] <= _TOKENS
+        and ip_key.shape[0] <= _GROUPS
+        and base.is_contiguous()
     )
 
 
-def _writable(base: Tensor) -> bool:
-    return not (torch.is_grad_enabled() and base.requires_grad)
+class _Factor(NamedTuple):
+    """What scales the image attention: mask (rows or 1, length, 1) or None, and a number."""
+
+    mask: Tensor | None
+    strength: float
+
+    def of(self, group: int, groups: int, rows: int) -> Tensor | None:
+        """The mask of one group's queries: (rows of the group,)."""
+        if self.mask is None:
+            return None
+        flat = self.mask.reshape(self.mask.shape[0], -1)
+        if len(flat) == 1:
+            return flat[0].repeat(rows // flat.shape[1])
+        return flat.reshape(groups, -1)[group]
+
+
+def _add_by_head(
+    base: Tensor, query: Tensor, ip_key: Tensor, ip_value: Tensor, heads: int, factor: _Factor
+) -> None:
+    """Add the image attention to `base` in place, group by group, without laying anything out anew.
+
+    Shapes as in `image_attention`. Per group: scores (heads, tokens, rows), so that the softmax
+    over few tokens runs along the many rows, then one product that accumulates into the base. The
+    mask scales the probabilities, which are far fewer numbers than the result.
+    """
+    groups, rows, width = query.shape
+    dim = width // heads
+
+    def by_head(tensor: Tensor) -> Tensor:
+        return tensor.view(-1, heads, dim).transpose(0, 1)
+
+    for group in range(groups):
+        keys = by_head(ip_key[group]) * dim**-0.5
+        weights = torch.bmm(keys, by_head(query[group]).transpose(1, 2)).softmax(dim=1)
+        mask = factor.of(group, groups, rows)
+        if mask is not None:
+            weights *= mask
+        by_head(base[group]).baddbmm_(
+            weights.transpose(1, 2), by_head(ip_value[group]), alpha=factor.strength
+        )
+
+
+def _writable(*tensors: Tensor) -> bool:
+    """True unless gradients are recorded, which need what would be overwritten."""
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))

@@ -98,3 +98,17 @@ def test_half_precision_stays_half_and_close(dtype: torch.dtype) -> None:
     expected = base[0].double() + naive.attention(query[0], kv[0], kv[0], 2)
     assert out.dtype == dtype
     assert (out[0].double() - expected).abs().max() < 5 * torch.finfo(dtype).eps * 4
+
+
+@pytest.mark.parametrize("tokens", [4, 32, 33])
+@pytest.mark.parametrize("mask_rows", [0, 1, 6])
+def test_every_form_gives_the_same(tokens: int, mask_rows: int) -> None:
+    base, query = random(6, 20, 64), random(6, 20, 64, seed=1)
+    key, value = random(2, tokens, 64, seed=2), random(2, tokens, 64, seed=3)
+    mask = random(mask_rows, 20, 1, seed=4) if mask_rows else None
+    once = add_image_attention(base.clone(), query, key, value, 8, mask=mask, strength=0.7)
+    wide = [tensor.double() for tensor in (base.clone(), query, key, value)]
+    other = add_image_attention(
+        *wide, 8, mask=None if mask is None else mask.double(), strength=0.7
+    )  # double precision takes the host's attention
+    assert (once - other).abs().max() < 1e-5
