@@ -23,7 +23,8 @@ from ..train import NoiseSchedule, Prediction
 from ..train_data import Batch
 from ..trainable import Weights
 from .devices import kept_dtype
-from .unet import read_layout, text_attention
+from .slots import text_attention
+from .unet import read_layout
 
 
 class Precision(str, Enum):
