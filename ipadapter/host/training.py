@@ -100,7 +100,7 @@ def _adapter(
         plan = ProjectorPlan(recipe.family, width, unet.layout.context_dim, recipe.num_tokens)
         return TrainableAdapter.create(plan, unet.text_weights(), generator)
     spec = resume.spec
-    unet.layout.check(spec.layer_widths, spec.token_dim, resume.name)
+    unet.layout.check(spec.layer_widths, spec.token_dim, resume.name, spec.base_name)
     if width != spec.embed_dim:
         raise ValueError(
             f"{resume.name} was trained with {spec.encoder_name}, this CLIP_VISION gives width "
