@@ -38,6 +38,8 @@ del sys.argv[0]
 sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+# Nodes that only the editor knows.
+NOTES = ("Note", "MarkdownNote")
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
 Report = Callable[[str, dict[str, Any]], None]
 
@@ -192,6 +194,10 @@ class ComfyServer:
         """The file of an image that a node has saved, as its UI output names it."""
         return self.fetch("/view?" + urllib.parse.urlencode(image))
 
+    def tail(self) -> str:
+        """The last lines of the log."""
+        return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-30:])
+
     async def _run(self, graph: dict[str, Any], report: Report) -> dict[str, Any]:
         import aiohttp
 
@@ -217,14 +223,11 @@ class ComfyServer:
             except OSError:
                 self._check_alive()
                 time.sleep(0.2)
-        raise ServerError(f"the server does not answer after {START_SECONDS} s\n{self._tail()}")
+        raise ServerError(f"the server does not answer after {START_SECONDS} s\n{self.tail()}")
 
     def _check_alive(self) -> None:
         if self.process is None or self.process.poll() is not None:
-            raise ServerError(f"the server has ended; its last lines:\n{self._tail()}")
-
-    def _tail(self) -> str:
-        return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-30:])
+            raise ServerError(f"the server has ended; its last lines:\n{self.tail()}")
 
 
 def error_of(entry: dict[str, Any]) -> str | None:
@@ -250,7 +253,9 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, A
     links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     graph = {}
     for node in workflow["nodes"]:
-        if node["type"] in object_info:  # notes are the editor's own
+        if node["type"] not in NOTES:
+            if node["type"] not in object_info:
+                raise ServerError(f"the server has no node {node['type']}; its log says why")
             inputs = _widgets(node, object_info[node["type"]])
             linked = (slot for slot in node.get("inputs", ()) if slot.get("link") is not None)
             inputs.update({slot["name"]: links[slot["link"]] for slot in linked})

@@ -134,6 +134,8 @@ def generate(server: ComfyServer) -> dict[str, Image]:
     from PIL import Image
 
     workflow = json.loads(WORKFLOW.read_text("utf-8"))
+    if "IMPORT FAILED" in server.log.read_text("utf-8", "replace"):
+        raise ServerError(f"ComfyUI cannot import the pack:\n{server.tail()}")
     graph = configured(to_api(workflow, server.get("/object_info")))
     titles = {str(node["id"]): node.get("title", node["type"]) for node in workflow["nodes"]}
     entry = server.run(graph, Progress(titles))

@@ -144,6 +144,8 @@ def test_editor_format_becomes_api_format():
         ],
         "links": [[5, 1, 0, 2, 0, "MODEL"]],
     }
+    with pytest.raises(comfy_server.ServerError, match="no node Loader"):
+        comfy_server.to_api(workflow, {})
     assert comfy_server.to_api(workflow, info) == {
         "1": {"class_type": "Loader", "inputs": {"file": "a.png"}},
         "2": {"class_type": "Sampler", "inputs": {"seed": 7, "name": "ddim", "model": ["1", 0]}},
