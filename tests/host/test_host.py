@@ -50,3 +50,10 @@ def test_node_errors_are_raised_with_their_message(host):
 def test_calls_one_node(host):
     (image,) = host.call("EmptyImage", width=4, height=4, batch_size=2, color=0)
     assert image.shape == (2, 4, 4, 3)
+
+
+def test_the_hosts_own_server_modules_can_be_imported(host):
+    import server
+    from utils.install_util import get_missing_requirements_message
+
+    assert server.PromptServer and callable(get_missing_requirements_message)

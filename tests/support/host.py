@@ -165,6 +165,8 @@ def start(base: Path) -> Host:
         import comfy.cli_args  # reads sys.argv now
     finally:
         sys.argv = saved
+    # As main.py does, before `nodes` puts comfy/ first on sys.path, whose utils.py would be found.
+    importlib.import_module("utils.extra_config")
     return asyncio.run(_load(base))
 
 
