@@ -4,8 +4,8 @@ they are needed."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import compress, repeat
 
 import torch
@@ -17,9 +17,11 @@ from .folding import KeyValue
 from .layers import Source
 from .projection import build_projector
 from .prompt import ImagePrompt
+from .recent import Recent, digest
 from .spec import AdapterSpec, identify
 
 ITEMS_AT_ONCE = 64  # per-latent prompts that are on the compute device together
+_KEPT = 128 << 20  # bytes of tokens, keys and values kept per adapter
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,8 @@ class Adapter:
 
     spec: AdapterSpec
     checkpoint: Checkpoint
+    recent: Recent = field(default_factory=lambda: Recent(_KEPT), kw_only=True)
+    """Tokens, keys and values of recent prompts: another weight or range projects nothing anew."""
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Adapter:
@@ -69,20 +73,27 @@ class Adapter:
         a time.
 
         wanted: per layer, whether to project it; all by default. Yields, per layer, unscaled fp32
-        keys and values of every kind of token the prompt has; of a prompt of many items they lie
-        on the CPU, so that the device's share does not grow with the number of frames.
+        keys and values of every kind of token the prompt has, on the CPU.
         """
         tokens = {Source.IMAGE: prompt.cond, Source.NEGATIVE: prompt.uncond}
         if prompt.second is not None:
             tokens[Source.SECOND_IMAGE] = prompt.second
-        weights = self.checkpoint.ip_adapter
+        content = digest(*tokens.values())
         for layer in compress(self.layer_ids, wanted or repeat(True)):
-            to_k_ip = weights[f"{layer}.to_k_ip.weight"].to(device, torch.float32)
-            to_v_ip = weights[f"{layer}.to_v_ip.weight"].to(device, torch.float32)
-            yield {
-                source: KeyValue(_project(t, to_k_ip), _project(t, to_v_ip))
-                for source, t in tokens.items()
-            }
+            make = partial(self._project_layer, layer, tuple(tokens.values()), device)
+            flat = self.recent.get((content, layer, str(device)), make)
+            pairs = (KeyValue(*pair) for pair in zip(flat[::2], flat[1::2], strict=True))
+            yield dict(zip(tokens, pairs, strict=True))
+
+    def _project_layer(
+        self, layer: int, tokens: Sequence[Tensor], device: torch.device | str
+    ) -> list[Tensor]:
+        """Key and value of each kind of token in turn."""
+        to_k_ip, to_v_ip = (
+            self.checkpoint.ip_adapter[f"{layer}.{part}.weight"].to(device, torch.float32)
+            for part in ("to_k_ip", "to_v_ip")
+        )
+        return [_project(t, weight) for t in tokens for weight in (to_k_ip, to_v_ip)]
 
     def __deepcopy__(self, memo: dict) -> Adapter:
         """Immutable: hosts that deep-copy what a graph carries get the same object."""
@@ -90,12 +101,10 @@ class Adapter:
 
 
 def _project(tokens: Tensor, weight: Tensor) -> Tensor:
-    """(items, tokens, dim) to (items, tokens, width) on the weight's device; many items in parts,
-    gathered on the CPU."""
-    few = len(tokens) <= ITEMS_AT_ONCE
-    where = weight.device if few else torch.device("cpu")
+    """(items, tokens, dim) to (items, tokens, width), in parts on the weight's device, gathered on
+    the CPU: the device's share does not grow with the number of frames."""
     parts = [
-        functional.linear(part.to(weight.device, torch.float32), weight).to(where)
+        functional.linear(part.to(weight.device, torch.float32), weight).cpu()
         for part in tokens.split(ITEMS_AT_ONCE)
     ]
-    return parts[0] if few else torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .adapter import ITEMS_AT_ONCE, Adapter
+from .adapter import Adapter
 from .folding import EmbedsScaling, LayerKeyValue, fold
 from .layers import Layer, LayerRule, Strengths, UNetLayout, WeightType, layer_rules
 from .prompt import ImagePrompt
@@ -75,13 +75,9 @@ def fold_layers(
     rules = plan.rules(layout)
     acting = [any(rule.weight for rule in per_weight) for per_weight in rules]
     projected = adapter.key_values(prompt, device, acting)
-    many = len(plan.weights) > ITEMS_AT_ONCE
     for layer, per_weight, acts in zip(layout.layers, rules, acting, strict=True):
         if not acts:
             continue
-        pairs = next(projected)
-        if many:
-            pairs = {source: pair.to(torch.device("cpu")) for source, pair in pairs.items()}
-        folded = fold(pairs, per_weight, plan.scaling, dtype)
+        folded = fold(next(projected), per_weight, plan.scaling, dtype)
         if folded is not None:
             yield layer, folded

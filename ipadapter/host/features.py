@@ -7,9 +7,11 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 from torch.nn import functional
 
+from ..adapter import Adapter
 from ..embeds import AdapterLabel, ImageEmbeds
 from ..faces import crop_size_for, find_faces
 from ..images import clip_image, warn_crop_loss
+from ..recent import digest
 from ..spec import EmbedSource, Family
 from ..tiles import enhance, enhancer_crops
 from .payload import Pipeline
@@ -84,16 +86,21 @@ def read_nothing(pipeline: Pipeline, like: ImageEmbeds) -> ImageEmbeds:
 
 def project(pipeline: Pipeline, embeds: ImageEmbeds, request: Request) -> Tensor:
     """Features to image tokens: (images, tokens, token_dim), fp32, on the CPU."""
-    spec, projector = pipeline.adapter.spec, pipeline.adapter.projector
+    adapter, scale = pipeline.adapter, request.face_scale
     given = [t.float().cpu() for t in (embeds.face, embeds.features) if t is not None]
     with torch.no_grad():
-        if spec.embed_source is EmbedSource.FACE_AND_HIDDEN:
-            tokens = projector(*given, request.face_scale, spec.family in _SHORTCUT)
-        elif spec.family is Family.PORTRAIT_UNNORM:
-            tokens = projector(given[0].unsqueeze(1))  # one "patch": the face
-        else:
-            tokens = projector(*given)
-        return _hid_proj(tokens, request) if spec.needs_hid_proj else tokens
+        key = ("tokens", adapter.spec, scale, digest(*given))
+        (tokens,) = adapter.recent.get(key, lambda: [_project(adapter, given, scale)])
+        return _hid_proj(tokens, request) if adapter.spec.needs_hid_proj else tokens
+
+
+def _project(adapter: Adapter, given: list[Tensor], face_scale: float) -> Tensor:
+    spec, projector = adapter.spec, adapter.projector
+    if spec.embed_source is EmbedSource.FACE_AND_HIDDEN:
+        return projector(*given, face_scale, spec.family in _SHORTCUT)
+    if spec.family is Family.PORTRAIT_UNNORM:
+        return projector(given[0].unsqueeze(1))  # one "patch": the face
+    return projector(*given)
 
 
 def _hid_proj(tokens: Tensor, request: Request) -> Tensor:

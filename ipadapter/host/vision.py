@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -10,9 +12,12 @@ from comfy.clip_vision import ClipVisionModel
 from torch import Tensor
 
 from ..images import CLIP_MEAN, clip_image
+from ..recent import Recent, digest
 from ..spec import AdapterSpec, EmbedSource, encoder_name
 
 _CHUNK = 16  # images per encoder call when the node does not say
+_KEPT = 256 << 20  # bytes of features kept per encoder
+_RECENT: weakref.WeakKeyDictionary[Any, Recent] = weakref.WeakKeyDictionary()
 
 _OUTPUT = {EmbedSource.POOLED: "image_embeds", EmbedSource.HIDDEN: "penultimate_hidden_states"}
 _OUTPUT[EmbedSource.FACE_AND_HIDDEN] = _OUTPUT[EmbedSource.HIDDEN]
@@ -55,9 +60,19 @@ def encode(clip_vision: Any, images: Tensor, source: EmbedSource, batch_size: in
         # Cut and sized as the reference does it; the host's own resize rounds the long side
         # differently and leaves an image of the right size alone.
         square = clip_image(chunk, image_size(clip_vision))
-        output = clip_vision.encode_image(square, crop=True)
-        parts.append(getattr(output, _OUTPUT[source]).float())
+        make = partial(_encode_square, clip_vision, square, source)
+        parts += _recent(clip_vision).get((source, digest(square)), make)
     return torch.cat(parts)
+
+
+def _encode_square(clip_vision: Any, square: Tensor, source: EmbedSource) -> list[Tensor]:
+    output = clip_vision.encode_image(square, crop=True)
+    return [getattr(output, _OUTPUT[source]).float()]
+
+
+def _recent(clip_vision: Any) -> Recent:
+    """Features that an encoder gave lately; they go when the encoder goes."""
+    return _RECENT.setdefault(clip_vision, Recent(_KEPT))
 
 
 def encode_nothing(clip_vision: Any, like: Tensor, source: EmbedSource) -> Tensor:
@@ -69,7 +84,8 @@ def encode_nothing(clip_vision: Any, like: Tensor, source: EmbedSource) -> Tenso
     if source is EmbedSource.POOLED:
         return torch.zeros_like(like[:1])
     if isinstance(clip_vision, ClipVisionModel):
-        return _encode_zero_pixels(clip_vision).float()
+        make = partial(_encode_zero_pixels, clip_vision)
+        return _recent(clip_vision).get((source, "nothing"), make)[0]
     size = image_size(clip_vision)
     mean = torch.tensor(getattr(clip_vision, "image_mean", CLIP_MEAN))
     return encode(clip_vision, mean.expand(1, size, size, 3), source)
@@ -80,13 +96,14 @@ def image_size(clip_vision: Any) -> int:
     return int(getattr(clip_vision, "image_size", 224))
 
 
-def _encode_zero_pixels(clip_vision: ClipVisionModel) -> Tensor:
+def _encode_zero_pixels(clip_vision: ClipVisionModel) -> list[Tensor]:
     comfy.model_management.load_model_gpu(clip_vision.patcher)
     size = clip_vision.image_size
     pixels = torch.zeros(1, 3, size, size, device=clip_vision.load_device)
     every = getattr(clip_vision, "return_all_hidden_states", False)
     hidden = clip_vision.model(pixel_values=pixels, intermediate_output="all" if every else -2)[1]
-    return (hidden[:, -2] if every else hidden).to(comfy.model_management.intermediate_device())
+    nothing = hidden[:, -2] if every else hidden
+    return [nothing.to(comfy.model_management.intermediate_device()).float()]
 
 
 def check_width(features: Tensor, adapter: str, spec: AdapterSpec) -> None:
