@@ -151,14 +151,18 @@ def style_layers(layout: UNetLayout) -> StyleLayers:
 class Strengths:
     """The numbers of an Apply node.
 
-    weight: the main weight. composition: weight of composition layers in the combined types (1
-    unless a node sets it). boost: weight of the layers that a precise type pushes away from; `None`
-    means the main weight.
+    weight: the main weight. composition: weight of composition layers in the combined types. boost:
+    weight of the layers that a precise type pushes away from. `None` means the main weight.
     """
 
     weight: float = 1.0
-    composition: float = 1.0
+    composition: float | None = None
     boost: float | None = None
+
+    @property
+    def layout(self) -> float:
+        """Strength of composition layers in a combined type."""
+        return self.weight if self.composition is None else self.composition
 
     @property
     def push(self) -> float:
@@ -198,7 +202,7 @@ def _swapped(weight: float) -> LayerRule:
 
 def _combined(spot: _Spot, strengths: Strengths, elsewhere: float) -> LayerRule:
     if spot.composition:
-        return LayerRule(strengths.composition * spot.composition, cond=Source.SECOND_IMAGE)
+        return LayerRule(strengths.layout * spot.composition, cond=Source.SECOND_IMAGE)
     return LayerRule(strengths.weight if spot.style else elsewhere)
 
 

@@ -25,7 +25,7 @@ class Plan:
     weights: tuple[float, ...] = (1.0,)
     kind: WeightType = WeightType.LINEAR
     scaling: EmbedsScaling = EmbedsScaling.V_ONLY
-    composition: float = 1.0
+    composition: float | None = None
     boost: float | None = None
     factors: Mapping[int, float] | None = None
 

@@ -39,7 +39,18 @@ HOST_SKIPS = ("comfyui-workflow-templates", "comfyui-embedded-docs")
 
 # ComfyUI 0.3.75 imports requests without asking for it; scikit-image brings photographs.
 RUNTIME = ("torch", "torchvision", "torchaudio", "requests", "scikit-image")
-TOOLS = ("pytest", "hypothesis", "ruff", "pyright[nodejs]", "diffusers")
+TOOLS = (
+    "pytest",
+    "hypothesis",
+    "ruff",
+    "pyright[nodejs]",
+    "diffusers",
+    # Faces: the real library, and small models made for the tests.
+    "insightface",
+    "onnx",
+    "onnxruntime",
+    "playwright",
+)
 # The adapters' original code, a reference of the parity tests, without its old requirements.
 TOOLS_ALONE = ("ip-adapter==0.1.0",)
 

@@ -53,7 +53,7 @@ class Request:
     pos_embed: Any = None
     neg_embed: Any = None
     weight: float | Sequence[float] = 1.0
-    weight_composition: float = 1.0
+    weight_composition: float | None = None
     weight_faceidv2: float | None = None
     weight_kolors: float = 1.0
     weight_type: str = WeightType.LINEAR.value

@@ -46,7 +46,9 @@ def test_the_adapter_acts(scene: Scene, plain: Tensor, prompted: Tensor) -> None
     assert min(difference(one, two) for one, two in pairs) > VISIBLE
 
 
-@pytest.mark.parametrize("weight_type", ["linear", "ease in", "style transfer precise"])
+@pytest.mark.parametrize(
+    "weight_type", ["linear", "style transfer precise", "style and composition"]
+)
 def test_weight_0_is_no_adapter(scene: Scene, plain: Tensor, weight_type: str) -> None:
     model = scene.apply(weight=0.0, weight_type=weight_type)
     assert torch.equal(scene.sample(model), plain)
