@@ -1,0 +1,88 @@
+"""Help pages and locales keep to the schemas: every node, every input, the tables, the English.
+
+After a change of a schema, IMAGE_PROMPT_WRITE_HELP=1 writes the tables and the English anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+from support import help as manual
+from support.help import PAGES, ROOT, english, inputs_of, renewed
+
+LOCALES = ROOT / "locales"
+LANGUAGES = ("en", "ja", "zh")
+WRITE = bool(os.environ.get("IMAGE_PROMPT_WRITE_HELP"))
+
+
+@pytest.fixture(scope="module")
+def nodes(host: Any) -> dict[str, dict[str, Any]]:
+    """What GET /object_info says of each of the pack's nodes."""
+    return {name: host.node(name).GET_NODE_INFO_V1() for name in sorted(host.node_ids)}
+
+
+def node_defs(language: str) -> dict[str, Any]:
+    return json.loads((LOCALES / language / "nodeDefs.json").read_text("utf-8"))
+
+
+def test_every_node_has_a_page(nodes: dict[str, Any]) -> None:
+    assert {path.stem for path in PAGES.glob("*.md")} == nodes.keys()
+
+
+def test_tables_are_those_of_the_schemas(nodes: dict[str, Any]) -> None:
+    for name, info in nodes.items():
+        path = PAGES / f"{name}.md"
+        text = path.read_text("utf-8")
+        if WRITE:
+            path.write_text(renewed(text, info), "utf-8", newline="\n")
+        else:
+            assert text == renewed(text, info), f"{path.name}: {__doc__}"
+
+
+def test_every_input_is_explained(nodes: dict[str, Any]) -> None:
+    for name, info in nodes.items():
+        text = (PAGES / f"{name}.md").read_text("utf-8")
+        assert text.startswith(f"# {info['display_name']}\n")
+        for given, _, options, _ in inputs_of(info):
+            assert options.get("tooltip"), f"{name}: {given} has no tooltip"
+            assert f"`{given}`" in text
+
+
+def test_english_is_that_of_the_schemas(nodes: dict[str, Any]) -> None:
+    expected = {name: english(info) for name, info in nodes.items()}
+    if WRITE:
+        text = json.dumps(expected, indent=1, ensure_ascii=False) + "\n"
+        (LOCALES / "en" / "nodeDefs.json").write_text(text, "utf-8", newline="\n")
+    else:
+        assert node_defs("en") == expected, __doc__
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_locales_name_every_node_and_input(nodes: dict[str, Any], language: str) -> None:
+    found = node_defs(language)
+    assert found.keys() == nodes.keys()
+    for name, info in nodes.items():
+        assert found[name]["display_name"]
+        assert found[name]["description"]
+        wanted = [given for given, *_ in inputs_of(info)]
+        assert list(found[name]["inputs"]) == wanted, name
+        for given, entry in found[name]["inputs"].items():
+            assert entry["name"] and entry["tooltip"], f"{language}: {name}: {given}"
+        for index in found[name].get("outputs", {}):
+            assert int(index) < len(info["output"])
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_locales_name_every_category(nodes: dict[str, Any], language: str) -> None:
+    found = json.loads((LOCALES / language / "main.json").read_text("utf-8"))
+    parts = {part for info in nodes.values() for part in info["category"].split("/")}
+    assert found["nodeCategories"].keys() == parts
+
+
+def test_files_of_presets_have_an_encoder() -> None:
+    table = manual.files_section("IPAdapterModelLoader")
+    assert "ip-adapter-plus_sd15.safetensors | CLIP-ViT-H-14-laion2B-s32B-b79K" in table
+    assert "ip-adapter_sdxl.safetensors | CLIP-ViT-bigG-14-laion2B-39B-b160k" in table
