@@ -24,6 +24,7 @@ from .ipadapter.nodes.hooks import HOOKS
 from .ipadapter.nodes.images import IMAGES
 from .ipadapter.nodes.loaders import LOADERS
 from .ipadapter.nodes.regional import REGIONAL
+from .ipadapter.nodes.replaced import register_replacements
 from .ipadapter.nodes.tiled import TILED
 from .ipadapter.nodes.train import TRAINING
 from .ipadapter.nodes.weights import WEIGHTS
@@ -321,6 +322,9 @@ NODES: list[type[io.ComfyNode]] = [
 
 class Pack(ComfyExtension):
     """What the host asks for the pack's nodes."""
+
+    async def on_load(self) -> None:
+        await register_replacements()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return unclaimed(NODES)

@@ -203,7 +203,9 @@ def why_not_encoder(file: FoundFile, spec: AdapterSpec) -> str:
         return reason
     source = encoder_source(spec)
     known = [kind.image_size for kind in ENCODERS if kind.hidden == facts.hidden]
-    if source and len(known) > 1 and facts.image_size != source.image_size:
+    if not source or len(known) < 2 or spec.base_name not in OFFICIAL:
+        return ""
+    if facts.image_size != source.image_size:
         return f"{facts.summary}; needed is {source.image_size} px"
     return ""
 

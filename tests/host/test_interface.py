@@ -14,18 +14,13 @@ from typing import Any
 import pytest
 
 INTERFACE: dict[str, Any] = json.loads((Path(__file__).parent / "interface.json").read_text())
+FACES = ("IPAdapterFaceID", "IPAAdapterFaceIDBatch", "IPAdapterFaceIDKolors")
 # Inputs that only this pack has.
 OURS = {
+    **{name: ["face_version", "missing_face"] for name in FACES},
     "IPAdapterWeights": ["seed"],
     "IPAdapterNoise": ["seed"],
     "PrepImageForClipVision": ["size"],
-}
-PENDING = {
-    "IPAAdapterFaceIDBatch",
-    "IPAdapterFaceID",
-    "IPAdapterFaceIDKolors",
-    "IPAdapterInsightFaceLoader",
-    "IPAdapterUnifiedLoaderFaceID",
 }
 
 
@@ -70,7 +65,7 @@ def test_all_37_are_listed() -> None:
     assert len(INTERFACE) == 37
 
 
-@pytest.mark.parametrize("node_id", sorted(INTERFACE.keys() - PENDING))
+@pytest.mark.parametrize("node_id", sorted(INTERFACE))
 class TestInterface:
     def test_names(self, host: Any, node_id: str) -> None:
         info, expected = served(host, node_id), INTERFACE[node_id]
@@ -95,8 +90,3 @@ class TestInterface:
         info = served(host, node_id)
         found = [list(pair) for pair in zip(info["output"], info["output_name"], strict=True)]
         assert found == INTERFACE[node_id]["outputs"]
-
-
-def test_nothing_pending_has_landed(host: Any) -> None:
-    """Ids that exist belong to the tests above."""
-    assert not PENDING & host.node_ids
