@@ -23,6 +23,7 @@ from .ipadapter.nodes.face import FACES
 from .ipadapter.nodes.hooks import HOOKS
 from .ipadapter.nodes.images import IMAGES
 from .ipadapter.nodes.loaders import LOADERS
+from .ipadapter.nodes.maps import MAPS
 from .ipadapter.nodes.regional import REGIONAL
 from .ipadapter.nodes.replaced import register_replacements
 from .ipadapter.nodes.tiled import TILED
@@ -316,6 +317,7 @@ NODES: list[type[io.ComfyNode]] = [
     *HOOKS,
     *IMAGES,
     *WEIGHTS,
+    *MAPS,
     *TRAINING,
 ]
 

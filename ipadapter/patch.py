@@ -23,6 +23,7 @@ from .schedule import ALWAYS, SigmaRange
 _WITNESS = "ip_adapter_witness"  # where a patch notes that what it wraps has called a patch itself
 
 Replacement = Callable[[Tensor, Tensor, Tensor, Extra], Tensor]
+Recorder = Callable[["Injection", Tensor, Extra, CallState], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +33,14 @@ class Injection:
     layer: keys and values with everything folded in. mask: (masks, H, W) or None; mask i belongs to
     latent i, the last one to all later latents. With one item the prompt serves the whole batch;
     with n, item i serves latent i, the last one all later latents. strength: of the whole term, for
-    strengths that change from step to step.
+    strengths that change from step to step. images: reference pictures that share the tokens.
     """
 
     layer: LayerKeyValue
     sigmas: SigmaRange = ALWAYS
     mask: Tensor | None = None
     strength: float = 1.0
+    images: int = 1
 
     @property
     def items(self) -> int:
@@ -151,14 +153,17 @@ class AttentionPatch:
         stacked: Sequence[StackedCallback] = (),
         *,
         overlaid: bool = False,
+        recorder: Recorder | None = None,
     ) -> None:
         """attention: the host's own cross-attention, used where nothing held the slot
-        (`previous`). overlaid: `previous` came later and may call a patch of ours itself."""
+        (`previous`). overlaid: `previous` came later and may call a patch of ours itself.
+        recorder: is shown every injection as it acts."""
         self.attention = attention
         self.injections = tuple(injections)
         self.previous = previous
         self.stacked = list(stacked)
         self.overlaid = overlaid
+        self.recorder = recorder
 
     @torch.compiler.disable()
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, extra_options: Extra) -> Tensor:
@@ -176,6 +181,8 @@ class AttentionPatch:
         owned = self.previous is None
         for injection in self.injections:
             if injection.acts(call):
+                if self.recorder is not None:
+                    self.recorder(injection, query, extra_options, call)
                 base = inject(
                     injection, base if owned else base.clone(), query, extra_options, call
                 )
@@ -187,17 +194,28 @@ class AttentionPatch:
 
     def with_injection(self, injection: Injection) -> AttentionPatch:
         """A new patch that also does `injection`; this one stays as it is."""
-        return AttentionPatch(
-            self.attention, (*self.injections, injection), self.previous, self.stacked
-        )
+        return self._copy(injections=(*self.injections, injection))
+
+    def with_recorder(self, recorder: Recorder | None) -> AttentionPatch:
+        """A new patch that shows its injections to `recorder`; this one stays as it is."""
+        return self._copy(recorder=recorder)
 
     def fork(self) -> AttentionPatch:
         """A copy for a cloned MODEL, so that what is stacked onto the clone stays there."""
-        return AttentionPatch(self.attention, self.injections, self.previous, self.stacked)
+        return self._copy()
+
+    def _copy(self, **changes: Any) -> AttentionPatch:
+        fields = {
+            "injections": self.injections,
+            "previous": self.previous,
+            "stacked": self.stacked,
+            "recorder": self.recorder,
+        }
+        return AttentionPatch(self.attention, **{**fields, **changes})
 
     def over(self, late: Replacement) -> AttentionPatch:
         """The same terms on top of what took the slot later; none if that calls our patch."""
-        return AttentionPatch(self.attention, self.injections, late, self.stacked, overlaid=True)
+        return self._copy(previous=late, overlaid=True)
 
     def add(self, callback: Callable[..., Tensor], **kwargs: Any) -> None:
         """Stack a foreign term onto this slot: `callback(out, q, k, v, extra_options, **kwargs)`
@@ -220,7 +238,7 @@ class AttentionPatch:
         moved: Any = move(device_or_dtype)
         if moved is None or moved is self.previous:
             return self
-        return AttentionPatch(self.attention, self.injections, moved, self.stacked)
+        return self._copy(previous=moved)
 
     def models(self) -> list[Any]:
         """Model patchers that what held the slot before wants loaded."""

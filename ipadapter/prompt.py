@@ -15,11 +15,13 @@ class ImagePrompt:
     uncond: (1 or items, tokens, token_dim), what all other rows attend to.
     second: like cond, the second image of the style-and-composition types, else None.
     items: 1 for a prompt of the whole batch; n for one prompt per latent of the batch (per frame).
+    images: reference pictures whose tokens lie one after another in `cond`.
     """
 
     cond: Tensor
     uncond: Tensor
     second: Tensor | None = None
+    images: int = 1
 
     def __post_init__(self) -> None:
         """Refuse empty prompts and widths that differ."""

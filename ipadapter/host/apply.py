@@ -77,6 +77,7 @@ def build_prompt(request: Request, pipeline: Pipeline) -> ImagePrompt:
         tokens(image, method),
         tokens(negative, calm),
         None if second is None else tokens(second, method),
+        len(image) if method is CombineMethod.CONCAT and not request.per_item else 1,
     )
 
 
@@ -120,4 +121,7 @@ def injections_for(
     mask = None if when.mask is None else check_mask(when.mask)
     with torch.no_grad():
         folded = fold_layers(adapter, layout, prompt, plan, compute_device(), kept_dtype(model))
-        return {layer: Injection(kv.to(kept_device()), sigmas, mask) for layer, kv in folded}
+        return {
+            layer: Injection(kv.to(kept_device()), sigmas, mask, images=prompt.images)
+            for layer, kv in folded
+        }
