@@ -15,7 +15,7 @@ from torch.nn import functional
 from .checkpoint import Checkpoint
 from .folding import KeyValue
 from .layers import Source
-from .projection import build_projector
+from .projection import build_projector, require_finite
 from .prompt import ImagePrompt
 from .recent import Recent, digest
 from .spec import AdapterSpec, identify
@@ -48,16 +48,9 @@ class Adapter:
         return self.checkpoint.name
 
     @cached_property
-    def digest(self) -> str:
-        """Tells this adapter from others of its kind: a hash of its projector's vectors."""
-        shapes = self.checkpoint.image_proj.shapes()
-        vectors = sorted(key for key, shape in shapes.items() if len(shape) == 1)
-        return digest(*(self.checkpoint.image_proj[key] for key in vectors))
-
-    @cached_property
     def projector(self) -> torch.nn.Module:
         """The image projector in fp32 on the CPU, built at first use."""
-        return build_projector(self.spec, self.checkpoint.image_proj).float()
+        return build_projector(self.spec, self.checkpoint.image_proj, self.name).float()
 
     @cached_property
     def layer_ids(self) -> tuple[int, ...]:
@@ -96,11 +89,11 @@ class Adapter:
         self, layer: int, tokens: Sequence[Tensor], device: torch.device | str
     ) -> list[Tensor]:
         """Key and value of each kind of token in turn."""
-        to_k_ip, to_v_ip = (
-            self.checkpoint.ip_adapter[f"{layer}.{part}.weight"].to(device, torch.float32)
-            for part in ("to_k_ip", "to_v_ip")
-        )
-        return [_project(t, weight) for t in tokens for weight in (to_k_ip, to_v_ip)]
+        keys = [f"{layer}.{part}.weight" for part in ("to_k_ip", "to_v_ip")]
+        stored = self.checkpoint.ip_adapter
+        weights = {key: stored[key].to(device, torch.float32) for key in keys}
+        require_finite(weights, self.name)
+        return [_project(t, weight) for t in tokens for weight in weights.values()]
 
     def __deepcopy__(self, memo: dict) -> Adapter:
         """Immutable: hosts that deep-copy what a graph carries get the same object."""

@@ -234,16 +234,18 @@ def load_embeds(path: Path) -> ImageEmbeds:
     """
     path = Path(path)
     file = open_tensor_file(path)
-    if list(file.tensors) == [""]:
-        return replace(as_image_embeds(file.tensors[""], path.name), made_for=AdapterLabel())
-    if file.metadata.get("format") != FORMAT:
+    bare = list(file.tensors) == [""]
+    if not bare and file.metadata.get("format") != FORMAT:
         raise ValueError(
             f"{path.name} is not an embeds file: expected one that IPAdapter Save Embeds wrote."
         )
     try:
+        if bare:
+            return as_image_embeds(file.tensors[""])
         return _from_file(file.metadata, {name: file.tensors[name] for name in file.tensors})
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{path.name} is damaged: {error}. Encode the image again.") from error
+        reason = str(error).rstrip(".")
+        raise ValueError(f"{path.name} is damaged: {reason}. Encode the image again.") from error
 
 
 def _from_file(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> ImageEmbeds:
@@ -300,7 +302,10 @@ def _check_tensor(name: str, tensor: Tensor, rank: int) -> None:
     if name == "face" and tensor.shape[-1] != FACE_WIDTH:
         raise ValueError(f"Expected a face embedding of {FACE_WIDTH}, got {tensor.shape[-1]}.")
     if not torch.isfinite(tensor).all():
-        raise ValueError(f"The {name} contain NaN or infinite values; the image was not encoded.")
+        raise ValueError(
+            f"Expected {name} of finite numbers, got NaN or infinite values. The image encoder may "
+            "be damaged."
+        )
 
 
 def _numbered(count: int) -> list[str]:

@@ -3,6 +3,7 @@ terms."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -20,6 +21,14 @@ from ..weights import parse_layer_weights
 from .payload import Pipeline, pipeline_of
 
 _Choice = TypeVar("_Choice", bound=Enum)
+_NUMBERS = (
+    "weight_composition",
+    "weight_faceidv2",
+    "weight_kolors",
+    "style_boost",
+    "composition_boost",
+    "enhance_ratio",
+)
 _PRECISE = (WeightType.STYLE_PRECISE, WeightType.COMPOSITION_PRECISE)
 
 
@@ -31,6 +40,12 @@ def chosen(kind: type[_Choice], value: str, name: str) -> _Choice:
     except ValueError:
         options = ", ".join(repr(member.value) for member in kind)
         raise ValueError(f"{name} is {value!r}: expected one of {options}.") from None
+
+
+def check_finite(value: float | None, name: str) -> None:
+    """Refuse NaN and infinity, which a client may send and no host refuses."""
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}: expected a finite number.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +85,11 @@ class Request:
     face_version: str = FaceVersion.AUTO.value
     missing_face: str = MissingFace.ERROR.value
     per_item: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse settings that are no numbers; the main weight is checked where it is used."""
+        for name in _NUMBERS:
+            check_finite(getattr(self, name), name)
 
     @property
     def pipeline(self) -> Pipeline:

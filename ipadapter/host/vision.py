@@ -13,33 +13,45 @@ from torch import Tensor
 
 from ..images import CLIP_MEAN, clip_image
 from ..recent import Recent, digest
-from ..spec import AdapterSpec, EmbedSource, encoder_name
+from ..spec import AdapterSpec, EmbedSource, Family, encoder_name
 
 _CHUNK = 16  # images per encoder call when the node does not say
 _KEPT = 256 << 20  # bytes of features kept per encoder
 _RECENT: weakref.WeakKeyDictionary[Any, Recent] = weakref.WeakKeyDictionary()
 
+_KOLORS = (Family.KOLORS_PLUS, Family.KOLORS_FACEID_PLUS)
 _OUTPUT = {EmbedSource.POOLED: "image_embeds", EmbedSource.HIDDEN: "penultimate_hidden_states"}
 _OUTPUT[EmbedSource.FACE_AND_HIDDEN] = _OUTPUT[EmbedSource.HIDDEN]
 
 
 def check_encoder(clip_vision: Any, adapter: str, spec: AdapterSpec) -> None:
-    """Raise ValueError if there is no encoder."""
+    """Raise ValueError if there is no encoder, or one that cannot be the adapter's."""
     if clip_vision is None:
         raise ValueError(
             f"{adapter} needs a CLIP Vision encoder ({spec.encoder_name}) and none is connected: "
-            f"add Load CLIP Vision "
-            "with that encoder from models/clip_vision. If it is connected, the file it loads is "
-            "not an image encoder."
+            "add Load CLIP Vision with that encoder from models/clip_vision. If it is connected, "
+            "the file it loads is not an image encoder."
         )
-    # Set by this pack's loaders; the host fills a missing projection with uninitialised numbers.
-    if spec.embed_source is EmbedSource.POOLED and not getattr(clip_vision, "has_projection", True):
+    if reason := _why_not(clip_vision, spec):
         raise ValueError(
-            f"{adapter} needs image_embeds and the connected encoder file has no "
-            f"visual_projection.weight, so it "
-            f"cannot give them. Download {spec.encoder_name} with its projection "
-            f"(CLIPVisionModelWithProjection)."
+            f"{adapter} needs {spec.encoder_name}, and the connected encoder {reason}. Download "
+            f"{spec.encoder_name} (CLIPVisionModelWithProjection) and load that."
         )
+
+
+def _why_not(clip_vision: Any, spec: AdapterSpec) -> str:
+    """What tells, before anything is encoded, that an encoder is not an adapter's; empty if
+    nothing does."""
+    # Set by this pack's loaders; the host fills a missing projection with uninitialised numbers.
+    headless = not getattr(clip_vision, "has_projection", True)
+    if spec.embed_source is EmbedSource.POOLED and headless:
+        return "has no visual_projection.weight, so it cannot give image_embeds"
+    known = isinstance(clip_vision, ClipVisionModel)
+    if known and not hasattr(clip_vision.model, "vision_model"):
+        return f"is no CLIP model ({type(clip_vision.model).__name__})"
+    if known and spec.family in _KOLORS and image_size(clip_vision) != 336:
+        return f"takes pictures of {image_size(clip_vision)} px"
+    return ""
 
 
 def encode(clip_vision: Any, images: Tensor, source: EmbedSource, batch_size: int = 0) -> Tensor:

@@ -19,7 +19,7 @@ from ..embeds import (
     save_embeds,
 )
 from ..host.features import read, read_nothing
-from ..host.request import Request, chosen
+from ..host.request import Request, check_finite, chosen
 from ..images import blank_outside
 from ..paths import inside
 from . import inputs
@@ -66,6 +66,7 @@ class IPAdapterEncoder(io.ComfyNode):
         mask: Tensor | None = None,
         clip_vision: Any = None,
     ) -> io.NodeOutput:
+        check_finite(weight, "weight")
         request = Request(None, ipadapter, clip_vision=clip_vision)
         pipeline = request.pipeline
         positive = read(pipeline, blank_outside(image, mask), request)

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host import files
-from ..host.encoders import encoder_names, find_encoder, load_encoder
+from ..host.encoders import encoder_names, encoder_stamp, find_encoder, load_encoder
 from ..host.unified import Loaded, diagnose, load_preset
 from ..presets import COMMUNITY_PRESETS, FACEID_PRESETS, UNIFIED_PRESETS
 from . import inputs
@@ -133,8 +133,7 @@ class IPAdapterImageEncoderLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, clip_vision_name: str) -> object:
-        stat = find_encoder(clip_vision_name).stat()
-        return stat.st_size, stat.st_mtime_ns
+        return encoder_stamp(find_encoder(clip_vision_name))
 
     @classmethod
     def execute(cls, clip_vision_name: str) -> io.NodeOutput:

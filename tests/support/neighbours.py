@@ -109,21 +109,20 @@ def perp_neg_guider(host: Any, scene: Scene) -> Scene:
 AREA = (8, 12, 8, 4)  # height, width, y, x in latent pixels
 
 
-def area_conds(
-    host: Any, scene: Scene, area: tuple[int, int, int, int] = AREA, seed: int = 6
-) -> Scene:
+def area_conds(host: Any, scene: Scene) -> Scene:
     """A second prompt for a part of the picture; the host then copies the negative to that part."""
-    height, width, y, x = (8 * number for number in area)
-    (cut,) = host.call(
+    extra = text(6)
+    height, width, y, x = (8 * number for number in AREA)
+    (area,) = host.call(
         "ConditioningSetArea",
-        conditioning=conditioning(text(seed)),
+        conditioning=conditioning(extra),
         width=width,
         height=height,
         x=x,
         y=y,
         strength=0.7,
     )
-    return scene.but(positive=scene.positive + cut)
+    return scene.but(positive=scene.positive + area)
 
 
 def mask_conds(host: Any, scene: Scene) -> Scene:
