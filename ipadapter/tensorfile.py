@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 Shape = tuple[int, ...]
 
@@ -35,6 +35,21 @@ _NOT_MODELS = (
     (b"{", "a JSON text, not a model (often an error message saved by a download)"),
 )
 _FETCH_AGAIN = "Delete it and download it again."
+# What torch's reader raises for bytes that are no pickle of weights, or only the half of one.
+_DAMAGED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 class TensorMap(Mapping[str, torch.Tensor]):
@@ -141,8 +156,13 @@ def _open_safetensors(path: Path) -> TensorFile:
     shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
 
     def load(key: str) -> torch.Tensor:
-        with safe_open(os.fspath(path), framework="pt", device="cpu") as stored:
-            return stored.get_tensor(key)
+        try:
+            with safe_open(os.fspath(path), framework="pt", device="cpu") as stored:
+                return stored.get_tensor(key)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path.name} has a damaged safetensors header ({error}). {_FETCH_AGAIN}"
+            ) from error
 
     return TensorFile(TensorMap(shapes, load), dict(metadata))
 
@@ -169,7 +189,14 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads(text)
         end = max((_entry_end(key, entry) for key, entry in header.items()), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise ValueError(
             f"{path.name} has a damaged safetensors header ({error}). {_FETCH_AGAIN}"
         ) from error
@@ -184,6 +211,8 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
 def _entry_end(key: str, entry: Any) -> int:
     """Where the data of a header entry end; ValueError if shape, dtype and offsets disagree."""
     if key == "__metadata__":
+        if any(not isinstance(value, str) for value in entry.values()):
+            raise ValueError("its metadata are not text")
         return 0
     begin, end = entry["data_offsets"]
     dtype, shape = entry["dtype"], entry["shape"]
@@ -198,31 +227,54 @@ def _entry_end(key: str, entry: Any) -> int:
 def _open_pickle(path: Path) -> TensorFile:
     try:
         state = _load_weights(path)
+        if isinstance(state, torch.Tensor):  # old embeds files are one bare tensor: its key is ""
+            state = {"": state}
+        tensors = flatten(state) if isinstance(state, Mapping) else None
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path.name} contains Python objects or code, not only weights, and was not loaded "
             "because such a file "
             f"can run anything ({_first_line(error)}). Use a .safetensors version of the model."
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except _DAMAGED as error:
         raise ValueError(
             f"{path.name} is a truncated or damaged torch file ({_first_line(error)}). "
             f"{_FETCH_AGAIN}"
         ) from error
-    if isinstance(state, torch.Tensor):  # old embeds files are one bare tensor: its key is ""
-        state = {"": state}
-    if not isinstance(state, Mapping):
+    if tensors is None:
         raise ValueError(f"{path.name} holds a {type(state).__name__}, expected a dict of tensors.")
-    return TensorFile(TensorMap.of(flatten(state)), {})
+    for key, tensor in tensors.items():
+        _check_stored(path, key, tensor)
+    return TensorFile(TensorMap.of(tensors), {})
+
+
+def _check_stored(path: Path, key: str, tensor: torch.Tensor) -> None:
+    """ValueError unless every number of a tensor is in the file: a view can claim any size."""
+    plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    if plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes():
+        return
+    raise ValueError(
+        f"{path.name} is damaged: '{key}' claims the shape {tuple(tensor.shape)}, which the file "
+        f"does not hold. {_FETCH_AGAIN}"
+    )
 
 
 def _load_weights(path: Path) -> Any:
     """The pickled object; in torch's zip format its tensors stay on disk until they are used."""
+    mmap = zipfile.is_zipfile(path) or None
+    if mmap:
+        _refuse_compressed(path)
     if path.suffix.lower() == ".safetensors":  # torch.load would go by the wrong extension
         with path.open("rb") as stream:
             return torch.load(stream, map_location="cpu", weights_only=True)
-    mmap = zipfile.is_zipfile(path) or None
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch stores its parts as they are; a compressed part can unpack to any size."""
+    with zipfile.ZipFile(path) as packed:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in packed.infolist()):
+            raise ValueError("its parts are compressed")
 
 
 def _first_line(error: BaseException) -> str:
