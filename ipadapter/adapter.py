@@ -48,6 +48,13 @@ class Adapter:
         return self.checkpoint.name
 
     @cached_property
+    def digest(self) -> str:
+        """Tells this adapter from others of its kind: a hash of its projector's vectors."""
+        shapes = self.checkpoint.image_proj.shapes()
+        vectors = sorted(key for key, shape in shapes.items() if len(shape) == 1)
+        return digest(*(self.checkpoint.image_proj[key] for key in vectors))
+
+    @cached_property
     def projector(self) -> torch.nn.Module:
         """The image projector in fp32 on the CPU, built at first use."""
         return build_projector(self.spec, self.checkpoint.image_proj, self.name).float()

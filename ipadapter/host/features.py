@@ -56,7 +56,7 @@ def face_pictures(pipeline: Pipeline, images: Tensor) -> Tensor:
 
 def _embeds(pipeline: Pipeline, features: Tensor | None, face: Tensor | None = None) -> ImageEmbeds:
     spec = pipeline.adapter.spec
-    label = AdapterLabel.of(spec, pipeline.adapter.name)
+    label = AdapterLabel.of(spec, pipeline.adapter.name, pipeline.adapter.digest)
     return ImageEmbeds(features, spec.embed_source, face, spec.uses_raw_face, made_for=label)
 
 

@@ -109,20 +109,21 @@ def perp_neg_guider(host: Any, scene: Scene) -> Scene:
 AREA = (8, 12, 8, 4)  # height, width, y, x in latent pixels
 
 
-def area_conds(host: Any, scene: Scene) -> Scene:
+def area_conds(
+    host: Any, scene: Scene, area: tuple[int, int, int, int] = AREA, seed: int = 6
+) -> Scene:
     """A second prompt for a part of the picture; the host then copies the negative to that part."""
-    extra = text(6)
-    height, width, y, x = (8 * number for number in AREA)
-    (area,) = host.call(
+    height, width, y, x = (8 * number for number in area)
+    (cut,) = host.call(
         "ConditioningSetArea",
-        conditioning=conditioning(extra),
+        conditioning=conditioning(text(seed)),
         width=width,
         height=height,
         x=x,
         y=y,
         strength=0.7,
     )
-    return scene.but(positive=scene.positive + area)
+    return scene.but(positive=scene.positive + cut)
 
 
 def mask_conds(host: Any, scene: Scene) -> Scene:

@@ -73,14 +73,14 @@ class Row:
 class Naive:
     """The reference as a whole.
 
-    positive: the texts, (1, tokens, dim), whose rows are cond. areas: text -> area, for conds that
-    are cut out of the picture. base: what another pack put in the place of text attention. terms:
-    what another pack added to it.
+    positive: the texts, (1, tokens, dim), whose rows are cond. areas: for conds that are cut out of
+    the picture, text and area; no text means all texts. base: what another pack put in the place of
+    text attention. terms: what another pack added to it.
     """
 
     adapters: Sequence[NaiveAdapter]
     positive: Sequence[Tensor]
-    areas: Sequence[tuple[Tensor, tuple[int, int, int, int]]] = ()
+    areas: Sequence[tuple[Tensor | None, tuple[int, int, int, int]]] = ()
     base: Callable[..., Tensor] | None = None
     terms: Sequence[Callable[..., Tensor]] = ()
     calls: list[int] = field(default_factory=list)
@@ -115,7 +115,12 @@ class Naive:
 
         batch = options["sigmas"].shape[0]
         window = getattr(options.get("context_window"), "index_list", range(batch))
-        areas = [area for known, area in self.areas if shows(known)]
+        shape = tuple(options["original_shape"][-2:])
+        areas = [
+            area
+            for known, area in self.areas
+            if area[:2] == shape and (known is None or shows(known))
+        ]
         return Row(
             any(shows(known) for known in self.positive),
             list(window)[number % batch],
