@@ -1,0 +1,57 @@
+"""Write the demo models into a ComfyUI `models` folder, as the stock loaders take them.
+
+    python scripts/python.py scripts/demoset build OUT
+
+OUT/checkpoints/demoset.safetensors   UNet, VAE and text encoder (CheckpointLoaderSimple: SD1.5)
+OUT/clip_vision/demoset/              config.json, preprocessor_config.json, model.safetensors
+"""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from . import encoder, narrow, packed, text, vae
+
+WEIGHTS = Path(__file__).resolve().parent / "weights"
+CHECKPOINT = Path("checkpoints/demoset.safetensors")
+ENCODER = Path("clip_vision/demoset")
+
+
+def checkpoint_state(unet: Path | None = None, autoencoder: Path | None = None) -> dict:
+    """The checkpoint: UNet and VAE widened, in fp16, and the seeded text encoder."""
+    state, widths = narrow.load(unet or WEIGHTS / "unet.safetensors")
+    wide = narrow.widen(state, widths)
+    parts = {f"model.diffusion_model.{key}": value.half() for key, value in wide.items()}
+    codec = vae.widen(packed.load(autoencoder or WEIGHTS / "vae.safetensors")[0])
+    parts |= {f"first_stage_model.{key}": value.half() for key, value in codec.items()}
+    return parts | text.state_dict()
+
+
+def build(out: Path, weights: Path = WEIGHTS) -> None:
+    """Write every model below `out`; files appear only when complete."""
+    (out / CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
+    state = checkpoint_state(weights / "unet.safetensors", weights / "vae.safetensors")
+    partial = (out / CHECKPOINT).with_suffix(".partial")
+    save_file({key: value.contiguous() for key, value in state.items()}, partial)
+    os.replace(partial, out / CHECKPOINT)
+    encoder.write_folder(weights / "encoder.safetensors", out / ENCODER)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("out", type=Path, help="a models folder")
+    parser.add_argument(
+        "--weights", type=Path, default=WEIGHTS, help="folder of the narrow weights"
+    )
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with torch.inference_mode():
+        build(options.out, options.weights)
+    for path in sorted(options.out.rglob("*")):
+        if path.is_file():
+            logging.info("%s  %.1f MB", path.relative_to(options.out), path.stat().st_size / 1e6)

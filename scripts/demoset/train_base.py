@@ -1,0 +1,147 @@
+"""Train the demo UNet: noise prediction on latents, SD1.5's schedule, text dropped one time in ten.
+
+python scripts/python.py scripts/demoset train_base OUT --seconds 2700     # CPU; resumes
+... OUT --seconds 900 --device cuda --batch 128 --samples 60000            # on a GPU
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from . import narrow
+from . import vae as autoencoder
+from .data import Domain, prepare
+from .host import tokenizer, use_host
+from .text import TextFeatures
+
+STEPS = 1000
+
+
+def alphas_cumprod() -> torch.Tensor:
+    """SD1.5's schedule (1000,)."""
+    return torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, STEPS) ** 2, 0)
+
+
+def noise_loss(
+    unet: torch.nn.Module, latents: torch.Tensor, context: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Squared error of the predicted noise, weighted by min(SNR, 5) / SNR."""
+    device = latents.device
+    timesteps = torch.randint(0, STEPS, (len(latents),), generator=generator, device=device)
+    noise = torch.randn(latents.shape, generator=generator, device=device)
+    alpha = alphas_cumprod().to(device)[timesteps]
+    signal, deviation = (a[:, None, None, None] for a in (alpha.sqrt(), (1 - alpha).sqrt()))
+    noisy = (signal * latents + deviation * noise).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16):
+        predicted = unet(noisy, timesteps, context)
+    error = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
+    ratio = alpha / (1 - alpha)
+    return (error * ratio.clamp(max=5) / ratio).mean()
+
+
+class Trainer:
+    """The network, its optimiser, the averaged weights, and what a resume needs."""
+
+    def __init__(self, widths: narrow.Widths, device: str, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.device = device
+        self.unet = narrow.NarrowUNet(widths).to(device=device, memory_format=torch.channels_last)
+        self.optimiser = torch.optim.AdamW(
+            self.unet.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01
+        )
+        self.average = {k: v.detach().clone() for k, v in self.unet.state_dict().items()}
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.step, self.used = 0, 0.0
+
+    def update(self, domain: Domain, size: int, rate: float) -> torch.Tensor:
+        """One step on a random batch; returns the loss."""
+        self.optimiser.param_groups[0]["lr"] = rate
+        cpu = torch.Generator().manual_seed(self.step * 7919 + 13)
+        indices = torch.randint(len(domain.latents), (size,), generator=cpu)
+        keep = torch.rand(size, generator=cpu) >= 0.1
+        context = domain.context(indices, keep).to(self.device)
+        loss = noise_loss(
+            self.unet, domain.latents[indices].to(self.device), context, self.generator
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(0.998, (self.step + 1) / (self.step + 10))
+        for key, value in self.unet.state_dict().items():
+            self.average[key].lerp_(value, 1 - decay)
+        return loss.detach()
+
+    def save(self, folder: Path) -> None:
+        """Averaged weights for use, and the state to resume from."""
+        narrow.save(self.average, self.unet.widths, folder / "unet.safetensors")
+        state = {
+            "unet": self.unet.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average,
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "used": self.used,
+        }
+        torch.save(state, folder / "resume.tmp")
+        (folder / "resume.tmp").replace(folder / "resume.pt")
+
+    def resume(self, folder: Path) -> None:
+        """Continue from `folder` where it holds a saved state."""
+        if not (folder / "resume.pt").is_file():
+            return
+        state = torch.load(folder / "resume.pt", weights_only=True, map_location=self.device)
+        self.unet.load_state_dict(state["unet"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.set_state(state["generator"].cpu())
+        self.average, self.step, self.used = state["average"], state["step"], state["used"]
+
+
+def train(trainer: Trainer, domain: Domain, folder: Path, seconds: float, size: int) -> None:
+    """Train until `seconds` of wall time are used (all runs together); saves now and then."""
+    began, before, saved, losses = time.time(), trainer.used, time.time(), []
+    peak = 1.2e-3
+    while (used := before + time.time() - began) < seconds:
+        trainer.used = used
+        decay = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * used / seconds))).item()
+        losses.append(
+            trainer.update(
+                domain, size, peak * min(1, trainer.step / 100 + 0.01) * (0.02 + 0.98 * decay)
+            )
+        )
+        if trainer.step % 50 == 0:
+            mean = torch.stack(losses[-50:]).mean().item()
+            print(f"{trainer.step} {used:.0f}s loss {mean:.4f}", flush=True)
+        if time.time() - saved > 180:
+            saved = time.time()
+            trainer.save(folder)
+    trainer.save(folder)
+
+
+def main() -> None:
+    """Parse the command line, prepare the data, train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--vae", type=Path, default=Path(__file__).parent / "weights/vae.safetensors"
+    )
+    parser.add_argument("--seconds", type=float, default=2400)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=6000)
+    parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    use_host()
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = TextFeatures(tokenizer(), options.device)
+    weights = autoencoder.load(options.vae, options.device)
+    domain = prepare(options.seed, options.samples, weights, text, options.out)
+    trainer = Trainer(narrow.Widths(), options.device, options.seed)
+    trainer.resume(options.out)
+    train(trainer, domain, options.out, options.seconds, options.batch)
