@@ -95,6 +95,11 @@ def training_set(
     model: ModelPatcher, clip_vision: Any, source: EmbedSource, sources: Sources
 ) -> TrainingSet:
     """Compute everything that does not change while an adapter trains."""
+    if clip_vision is None:
+        raise ValueError(
+            "clip_vision is empty: the file that its loader opened is no image encoder. Choose a "
+            "CLIP vision model."
+        )
     latents = _latents(model, sources)
     prompts = _prompts(model, sources, read_layout(model), tuple(latents.shape[-2:]))
     features, nothing = _features(clip_vision, source, sources.pictures)

@@ -254,9 +254,9 @@ def node(host: Any, model: Any, **changes: Any) -> Any:
         "images": pictures(),
         **changes,
     }
-    pipeline, curve = host.call(
-        "IPAdapterTrain", **{key: value for key, value in given.items() if value is not None}
-    )
+    left_open = {key for key, value in given.items() if value is None} - {"clip_vision"}
+    given = {key: value for key, value in given.items() if key not in left_open}
+    pipeline, curve = host.call("IPAdapterTrain", **given)
     assert curve.shape == (1, 360, 640, 3)
     return pipeline.adapter
 
@@ -333,6 +333,7 @@ BAD = {
     ),
     "conditionings": ({"conditioning": conditioning(2)}, "4 images and 2 captions"),
     "no text": ({"conditioning": None}, "Connect a clip"),
+    "no encoder": ({"clip_vision": None}, "clip_vision is empty"),
     "no latent": ({"latent": None}, "Connect a vae"),
     "latent of another base": (
         {"latent": {"samples": torch.zeros(PICTURES, 16, 8, 8)}},
