@@ -90,6 +90,7 @@ class IPAdapterAdvanced(ApplyNode):
             *inputs.start_end(),
             inputs.embeds_scaling(),
             *inputs.negative_mask_vision(),
+            inputs.image_mask(),
         )
 
 

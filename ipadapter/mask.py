@@ -41,18 +41,18 @@ def mask_rows(
     mask: Tensor,
     height: int,
     width: int,
-    items: Sequence[int] = (0,),
+    items: Sequence[int] | None = None,
     crops: Sequence[Crop | None] = (None,),
 ) -> Tensor:
     """Masks of a batch's rows on a block's grid, flattened: (crops * items, height * width, 1).
 
-    mask: (masks, H, W); item i has mask i, or the last one. crops: for each chunk of rows, the part
-    of the picture that its latents show. Bilinear without antialias, as the reference's masks
-    behave on straight edges; soft edges stay soft.
+    mask: (masks, H, W); item i has mask i, or the last one; without items, each mask. crops: for
+    each chunk of rows, the part of the picture that its latents show. Bilinear without antialias,
+    as the reference's masks behave on straight edges; soft edges stay soft.
     """
-    wanted = mask[[min(item, mask.shape[0] - 1) for item in items]]
+    wanted = mask if items is None else mask[[min(item, len(mask) - 1) for item in items]]
     made: dict[Crop | None, Tensor] = {
-        crop: _resized(wanted, height, width, crop).reshape(len(items), height * width, 1)
+        crop: _resized(wanted, height, width, crop).reshape(len(wanted), height * width, 1)
         for crop in set(crops)
     }
     return torch.cat([made[crop] for crop in crops])

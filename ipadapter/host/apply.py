@@ -24,7 +24,7 @@ from ..plan import Plan, check_fits, fold_layers
 from ..prompt import ImagePrompt, concat
 from ..schedule import sigma_range
 from .devices import compute_device, kept_device, kept_dtype
-from .features import model_patcher, project, read, read_nothing
+from .features import model_patcher, project, read, read_nothing, read_reference
 from .payload import Pipeline
 from .request import Request, chosen
 from .unet import install, read_layout
@@ -58,41 +58,43 @@ def injections_of(request: Request) -> dict[Layer, Injection]:
 def build_prompt(request: Request, pipeline: Pipeline) -> ImagePrompt:
     """Read the request's pictures and project them into one prompt."""
     method = chosen(CombineMethod, request.combine_embeds, "combine_embeds")
-    image, negative = _embeds(request, pipeline)
+    image, keep, negative = _embeds(request, pipeline)
     second = None
     if request.image_composition is not None:
         second = read(pipeline, request.image_composition, request)
 
-    def tokens(embeds: ImageEmbeds, how: CombineMethod) -> Tensor:
+    def tokens(embeds: ImageEmbeds, how: CombineMethod, keep: Tensor | None = None) -> Tensor:
         if request.per_item:
-            return project(pipeline, embeds, request)
+            return project(pipeline, embeds, request, keep)
         if len(embeds) > 1:
             embeds = combine_image_embeds([embeds], how)
-        return concat(project(pipeline, embeds, request))
+        if keep is not None and len(keep) > len(embeds):
+            keep = keep.any(dim=0, keepdim=True)
+        return concat(project(pipeline, embeds, request, keep))
 
     # The arithmetic of several pictures is meant for the prompt; several negatives are one mean
     # picture.
     calm = method if method is CombineMethod.CONCAT else CombineMethod.AVERAGE
     return ImagePrompt(
-        tokens(image, method),
+        tokens(image, method, keep),
         tokens(negative, calm),
         None if second is None else tokens(second, method),
         len(image) if method is CombineMethod.CONCAT and not request.per_item else 1,
     )
 
 
-def _embeds(request: Request, pipeline: Pipeline) -> tuple[ImageEmbeds, ImageEmbeds]:
-    """What to show and what to move away from: the embeds that are connected, else pictures, else
-    nothing."""
-    image = _checked(request.pos_embed, "pos_embed", pipeline)
+def _embeds(request: Request, pipeline: Pipeline) -> tuple[ImageEmbeds, Tensor | None, ImageEmbeds]:
+    """What to show, which of its patches, and what to move away from: the embeds that are
+    connected, else pictures, else nothing."""
+    image, keep = _checked(request.pos_embed, "pos_embed", pipeline), None
     if image is None:
         if request.image is None:
             raise ValueError("No reference picture: connect an IMAGE to image.")
-        image = read(pipeline, request.image, request)
+        image, keep = read_reference(pipeline, request.image, request)
     negative = _checked(request.neg_embed, "neg_embed", pipeline)
     if negative is None and request.image_negative is not None:
         negative = read(pipeline, request.image_negative, request)
-    return image, negative or read_nothing(pipeline, image)
+    return image, keep, negative or read_nothing(pipeline, image)
 
 
 def _checked(value: Any, name: str, pipeline: Pipeline) -> ImageEmbeds | None:

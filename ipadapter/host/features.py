@@ -10,7 +10,8 @@ from torch.nn import functional
 from ..adapter import Adapter
 from ..embeds import AdapterLabel, ImageEmbeds
 from ..faces import crop_size_for, find_faces
-from ..images import clip_image, warn_crop_loss
+from ..images import blank_outside, clip_image, warn_crop_loss
+from ..patches import keep_patches
 from ..recent import digest
 from ..spec import EmbedSource, Family
 from ..tiles import enhance, enhancer_crops
@@ -18,6 +19,7 @@ from .payload import Pipeline
 from .request import Request
 from .vision import check_encoder, check_width, encode, encode_nothing, image_size
 
+_RESAMPLED = (Family.PLUS, Family.KOLORS_PLUS)
 _SHORTCUT = (Family.FACEID_PLUS_V2, Family.KOLORS_FACEID_PLUS)
 
 
@@ -47,6 +49,23 @@ def read_faces(
     if spec.embed_source is EmbedSource.FACE_AND_HIDDEN:
         hidden = _encode_image(pipeline, faces.crops, request)
     return _embeds(pipeline, hidden, faces.embeds(spec.uses_raw_face)), faces.crops
+
+
+def read_reference(
+    pipeline: Pipeline, images: Tensor, request: Request
+) -> tuple[ImageEmbeds, Tensor | None]:
+    """Encode the pictures inside the request's image_mask.
+
+    What lies outside is blanked out before encoding, so nothing of it reaches the adapter. Returns
+    the embeds and, for families whose Resampler can do without some patches, which ones to keep:
+    (images, patches) bool. The other families read the blank part as the encoder's mean grey.
+    """
+    mask = request.image_mask
+    embeds = read(pipeline, blank_outside(images, mask), request)
+    if mask is None or embeds.features is None or pipeline.adapter.spec.family not in _RESAMPLED:
+        return embeds, None
+    size = (int(images.shape[1]), int(images.shape[2]))
+    return embeds, keep_patches(mask, size, embeds.features.shape[1], len(embeds))
 
 
 def face_pictures(pipeline: Pipeline, images: Tensor) -> Tensor:
@@ -84,10 +103,16 @@ def read_nothing(pipeline: Pipeline, like: ImageEmbeds) -> ImageEmbeds:
     return ImageEmbeds(features, like.source, face, like.raw_face, made_for=like.made_for)
 
 
-def project(pipeline: Pipeline, embeds: ImageEmbeds, request: Request) -> Tensor:
-    """Features to image tokens: (images, tokens, token_dim), fp32, on the CPU."""
+def project(
+    pipeline: Pipeline, embeds: ImageEmbeds, request: Request, keep: Tensor | None = None
+) -> Tensor:
+    """Features to image tokens: (images, tokens, token_dim), fp32, on the CPU.
+
+    keep: (images, patches) bool, the patches that a Resampler reads; None for all.
+    """
     adapter, scale = pipeline.adapter, request.face_scale
     given = [t.float().cpu() for t in (embeds.face, embeds.features) if t is not None]
+    given += [] if keep is None else [keep.cpu()]
     with torch.no_grad():
         key = ("tokens", adapter.spec, scale, digest(*given))
         (tokens,) = adapter.recent.get(key, lambda: [_project(adapter, given, scale)])

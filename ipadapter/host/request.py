@@ -63,6 +63,7 @@ class Request:
     image_composition: Tensor | None = None
     image_negative: Tensor | None = None
     attn_mask: Tensor | None = None
+    image_mask: Tensor | None = None
     clip_vision: Any = None
     insightface: Any = None
     pos_embed: Any = None

@@ -38,6 +38,7 @@ class IPAdapterHook(io.ComfyNode):
                 inputs.embeds_scaling(),
                 *inputs.negative_mask_vision(),
                 inputs.insightface(),
+                inputs.image_mask(),
                 io.Hooks.Input(
                     "prev_hooks", optional=True, tooltip="Hooks that act beside this one."
                 ),

@@ -130,6 +130,15 @@ def attn_mask() -> io.Input:
     )
 
 
+def image_mask() -> io.Input:
+    return io.Mask.Input(
+        "image_mask",
+        optional=True,
+        tooltip="Part of the reference picture to read: white is read, black is left out. Plus "
+        "adapters leave out its patches, others see grey there.",
+    )
+
+
 def clip_vision() -> io.Input:
     return io.ClipVision.Input(
         "clip_vision",

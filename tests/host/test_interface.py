@@ -17,6 +17,7 @@ INTERFACE: dict[str, Any] = json.loads((Path(__file__).parent / "interface.json"
 FACES = ("IPAdapterFaceID", "IPAAdapterFaceIDBatch", "IPAdapterFaceIDKolors")
 # Inputs that only this pack has.
 OURS = {
+    "IPAdapterAdvanced": ["image_mask"],
     **{name: ["face_version", "missing_face"] for name in FACES},
     "IPAdapterWeights": ["seed"],
     "IPAdapterNoise": ["seed"],
