@@ -31,9 +31,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "CheckpointLoaderSimple": {"ckpt_name": "random.safetensors"},
     "CLIPVisionLoader": {"clip_name": "random.safetensors"},
     "IPAdapterModelLoader": {"ipadapter_file": "random.safetensors"},
+    "ControlNetLoader": {"control_net_name": "random.safetensors"},
+    "LoraLoaderModelOnly": {"lora_name": "random.safetensors"},
     "LoadImage": {"image": "reference.png"},
     "EmptyLatentImage": {"width": 128, "height": 128},
     "KSampler": {"steps": 8},
+    "IPAdapterUnifiedLoaderFaceID": {"provider": "CPU"},
+    "IPAdapterMS": {"layer_weights": "1:0.4, 2:1.2"},
+    "IPAdapterWeights": {"frames": 2},
 }
 RANDOM_NOTE = "The weights are random: the pictures show that every step runs, and mean nothing."
 PANEL = 320

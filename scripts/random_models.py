@@ -40,6 +40,8 @@ UNET = {
 ADAPTER_WIDTHS = (320, 320, 320, 320)
 TOKEN_DIM = 768
 IMAGE_DIM = 768  # what CLIP ViT-L projects an image to
+HIDDEN_DIM = 1024  # its hidden states
+FACE_DIM = 512
 NUM_TOKENS = 4
 
 
@@ -127,16 +129,96 @@ def image_encoder() -> State:
 
 def adapter() -> State:
     """A standard adapter for the UNet above, as the official files are laid out."""
-    shapes = {
-        "image_proj.proj.weight": (NUM_TOKENS * TOKEN_DIM, IMAGE_DIM),
-        "image_proj.proj.bias": (NUM_TOKENS * TOKEN_DIM,),
-        "image_proj.norm.weight": (TOKEN_DIM,),
-        "image_proj.norm.bias": (TOKEN_DIM,),
+    image_proj = {
+        **_linear("proj", NUM_TOKENS * TOKEN_DIM, IMAGE_DIM),
+        **_norm("norm", TOKEN_DIM),
     }
+    return _adapter(image_proj, seed=5)
+
+
+def plus_adapter() -> State:
+    """A Plus adapter for the same UNet, small inside."""
+    width, heads = 256, 4
+    inner = 64 * heads
+    image_proj: dict[str, tuple[int, ...]] = {
+        "latents": (1, 16, width),
+        **_linear("proj_in", width, HIDDEN_DIM),
+        **_linear("proj_out", TOKEN_DIM, width),
+        **_norm("norm_out", TOKEN_DIM),
+    }
+    for layer in range(2):
+        attention, feed_forward = f"layers.{layer}.0", f"layers.{layer}.1"
+        image_proj |= {
+            **_norm(f"{attention}.norm1", width),
+            **_norm(f"{attention}.norm2", width),
+            f"{attention}.to_q.weight": (inner, width),
+            f"{attention}.to_kv.weight": (2 * inner, width),
+            f"{attention}.to_out.weight": (width, inner),
+            **_norm(f"{feed_forward}.0", width),
+            f"{feed_forward}.1.weight": (4 * width, width),
+            f"{feed_forward}.3.weight": (width, 4 * width),
+        }
+    return _adapter(image_proj, seed=6)
+
+
+def _linear(name: str, out: int, into: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+
+
+def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def faceid_adapter() -> State:
+    """A FaceID adapter for the same UNet; its LoRA's rank is 1."""
+    image_proj = {
+        **_linear("proj.0", 2 * FACE_DIM, FACE_DIM),
+        **_linear("proj.2", NUM_TOKENS * TOKEN_DIM, 2 * FACE_DIM),
+        **_norm("norm", TOKEN_DIM),
+    }
+    return _adapter(image_proj, seed=9, lora=True)
+
+
+def _lora_shapes(number: int, width: int, context: int) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for kind, into in (("q", width), ("k", context), ("v", context), ("out", width)):
+        shapes[f"ip_adapter.{number}.to_{kind}_lora.down.weight"] = (1, into)
+        shapes[f"ip_adapter.{number}.to_{kind}_lora.up.weight"] = (width, 1)
+    return shapes
+
+
+def _adapter(image_proj: Mapping[str, tuple[int, ...]], seed: int, lora: bool = False) -> State:
+    shapes = {f"image_proj.{name}": shape for name, shape in image_proj.items()}
     for index, width in enumerate(ADAPTER_WIDTHS):
+        if lora:
+            shapes |= _lora_shapes(2 * index, width, width)
+            shapes |= _lora_shapes(2 * index + 1, width, TOKEN_DIM)
         for kind in ("k", "v"):
             shapes[f"ip_adapter.{2 * index + 1}.to_{kind}_ip.weight"] = (width, TOKEN_DIM)
-    return random_state({name: torch.Size(shape) for name, shape in shapes.items()}, seed=5)
+    return random_state({name: torch.Size(shape) for name, shape in shapes.items()}, seed)
+
+
+def controlnet() -> State:
+    """A ControlNet for the UNet above, with outputs that change something."""
+    import comfy.ops
+    from comfy.cldm.cldm import ControlNet
+
+    config = {key: value for key, value in UNET.items() if key != "out_channels"}
+    model = ControlNet(
+        **config, hint_channels=3, device="meta", operations=comfy.ops.disable_weight_init
+    )
+    return random_state(shapes_of(model), seed=7)
+
+
+def lora() -> State:
+    """A LoRA for one layer of the UNet above."""
+    layer = "lora_unet_middle_block_1_transformer_blocks_0_attn2_to_q"
+    width = ADAPTER_WIDTHS[-1]
+    shapes = {
+        f"{layer}.lora_down.weight": torch.Size((4, width)),
+        f"{layer}.lora_up.weight": torch.Size((width, 4)),
+    }
+    return random_state(shapes, seed=8)
 
 
 def host_file(package: object, name: str) -> str:
@@ -149,6 +231,10 @@ MODELS: dict[str, Callable[[], State]] = {
     "checkpoints/random.safetensors": checkpoint,
     "clip_vision/random.safetensors": image_encoder,
     "ipadapter/random.safetensors": adapter,
+    "ipadapter/random_plus.safetensors": plus_adapter,
+    "ipadapter/random_faceid.safetensors": faceid_adapter,
+    "controlnet/random.safetensors": controlnet,
+    "loras/random.safetensors": lora,
 }
 
 

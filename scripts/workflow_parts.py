@@ -1,0 +1,141 @@
+"""What descriptions of workflows are made of; `workflow_graphs.py` has the descriptions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+SD15 = "v1-5-pruned-emaonly-fp16.safetensors"
+SDXL = "sd_xl_base_1.0.safetensors"
+VIT_H = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
+PLUS = "PLUS (high strength)"
+NEGATIVE = "blurry, low quality"
+
+
+@dataclass(frozen=True)
+class Link:
+    """An output of a node, by its name."""
+
+    node: int
+    output: str
+
+
+@dataclass
+class Node:
+    """A node of a graph: its class, and widget values and links by input name."""
+
+    number: int
+    kind: str
+    title: str
+    inputs: dict[str, Any]
+
+    def __getitem__(self, output: str) -> Link:
+        return Link(self.number, output)
+
+
+@dataclass
+class Graph:
+    """A workflow: a name, a note for its reader, and its nodes."""
+
+    name: str
+    note: str
+    nodes: list[Node] = field(default_factory=list)
+
+    def add(self, kind: str, title: str = "", /, **inputs: Any) -> Node:
+        """Add a node."""
+        node = Node(len(self.nodes) + 1, kind, title, inputs)
+        self.nodes.append(node)
+        return node
+
+    def picture(self, title: str, file: str = "example.png") -> Link:
+        """A picture from the input folder."""
+        return self.add("LoadImage", title, image=file)["IMAGE"]
+
+
+@dataclass
+class Base:
+    """What every graph has around its image prompt: checkpoint, prompts, latents."""
+
+    graph: Graph
+    checkpoint: Node
+    positive: Link
+    negative: Link
+    latent: Link
+    # What the unified loader gets, if not the checkpoint's.
+    model: Link | None = None
+
+    @classmethod
+    def of(cls, graph: Graph, prompt: str, checkpoint: str = SD15, **latent: Any) -> Base:
+        loader = graph.add("CheckpointLoaderSimple", ckpt_name=checkpoint)
+        texts = {"Prompt": prompt, "Negative prompt": NEGATIVE}
+        positive, negative = (
+            graph.add("CLIPTextEncode", title, text=text, clip=loader["CLIP"])["CONDITIONING"]
+            for title, text in texts.items()
+        )
+        side = 1024 if checkpoint == SDXL else 512
+        size = {"width": side, "height": side, "batch_size": 1, **latent}
+        return cls(
+            graph, loader, positive, negative, graph.add("EmptyLatentImage", **size)["LATENT"]
+        )
+
+    @cached_property
+    def loader(self) -> Node:
+        """The unified loader that most graphs use."""
+        model = self.model or self.checkpoint["MODEL"]
+        return self.graph.add("IPAdapterUnifiedLoader", preset=PLUS, model=model)
+
+    def apply(self, kind: str, title: str = "", /, **inputs: Any) -> Node:
+        """An Apply node, connected to the unified loader unless `inputs` say otherwise."""
+        if "ipadapter" not in inputs:
+            inputs["ipadapter"] = self.loader["ipadapter"]
+        inputs.setdefault("model", self.loader["model"])
+        return self.graph.add(kind, title, **inputs)
+
+    def decoded(self, patched: Node, **sampler: Any) -> Link:
+        """The IMAGE that a node's MODEL samples."""
+        settings = {
+            "seed": 0,
+            "steps": 25,
+            "cfg": 6.0,
+            "sampler_name": "dpmpp_2m",
+            "scheduler": "karras",
+            "positive": self.positive,
+            "negative": self.negative,
+            "latent_image": self.latent,
+        }
+        settings |= {"model": patched["MODEL"], **sampler}
+        samples = self.graph.add("KSampler", **settings)
+        vae = self.checkpoint["VAE"]
+        decoded = self.graph.add("VAEDecode", samples=samples["LATENT"], vae=vae)
+        return decoded["IMAGE"]
+
+    def save(self, patched: Node, title: str = "", **sampler: Any) -> None:
+        """Sample a node's MODEL and save the picture."""
+        prefix = (title or self.graph.name).replace(" ", "_")
+        self.graph.add(
+            "SaveImage", title, images=self.decoded(patched, **sampler), filename_prefix=prefix
+        )
+
+
+_BUILDERS: list[tuple[str, str, Callable[[Graph], None]]] = []
+
+
+def graph(note: str) -> Callable[[Callable[[Graph], None]], Callable[[Graph], None]]:
+    """Make a function the description of the workflow that bears its name."""
+
+    def register(build: Callable[[Graph], None]) -> Callable[[Graph], None]:
+        _BUILDERS.append((build.__name__, " ".join(note.split()), build))
+        return build
+
+    return register
+
+
+def graphs() -> list[Graph]:
+    """All workflows."""
+    built = []
+    for name, note, build in _BUILDERS:
+        built.append(Graph(name, note))
+        build(built[-1])
+    return built

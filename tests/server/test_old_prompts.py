@@ -1,0 +1,408 @@
+"""Prompts as other programs have sent them for years: every known node, with its known inputs only.
+
+Each graph names all required inputs and no more, as older editors exported them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from support.server import ROOT, script
+
+Graph = dict[str, Any]
+KNOWN = json.loads((ROOT / "tests" / "host" / "interface.json").read_text("utf-8"))
+SPAN = {"start_at": 0, "end_at": 1}
+SCALING = {"embeds_scaling": "V only"}
+LINEAR = {"weight": 0.8, "weight_type": "linear"}
+CONCAT = {"combine_embeds": "concat"}
+FIXED: Graph = {
+    "checkpoint": ("CheckpointLoaderSimple", {"ckpt_name": "random.safetensors"}),
+    "text": ("CLIPTextEncode", {"text": "a picture", "clip": ["checkpoint", 1]}),
+    "latent": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 2}),
+    "image": ("LoadImage", {"image": "person.png"}),
+    "other": ("LoadImage", {"image": "cat.png"}),
+    "both": ("ImageBatch", {"image1": ["image", 0], "image2": ["other", 0]}),
+    "encoder": ("CLIPVisionLoader", {"clip_name": "random.safetensors"}),
+    "adapter": ("IPAdapterModelLoader", {"ipadapter_file": "random.safetensors"}),
+    "unified": (
+        "IPAdapterUnifiedLoader",
+        {"model": ["checkpoint", 0], "preset": "PLUS (high strength)"},
+    ),
+    "faces": ("IPAdapterInsightFaceLoader", {"provider": "CPU", "model_name": "buffalo_l"}),
+    "mask": ("SolidMask", {"value": 1.0, "width": 64, "height": 64}),
+}
+MODEL = {"model": ["checkpoint", 0]}
+BY_FILE = {"ipadapter": ["adapter", 0], "clip_vision": ["encoder", 0]}
+BY_PRESET = {"model": ["unified", 0], "ipadapter": ["unified", 1]}
+IMAGE = {"image": ["image", 0]}
+EMBEDS = {"ipadapter": ["adapter", 0], **LINEAR, **SPAN, **SCALING}
+
+# Graphs by name: nodes by id, each (class, inputs), after those of FIXED that they link to. What
+# `chain` names is sampled: each takes the MODEL of the one before.
+GRAPHS: dict[str, Graph] = {
+    "simple": {
+        "chain": ["apply"],
+        "apply": (
+            "IPAdapter",
+            {**BY_PRESET, **IMAGE, "weight": 1, "weight_type": "prompt is more important", **SPAN},
+        ),
+    },
+    "advanced": {
+        "chain": ["apply"],
+        "prep": (
+            "PrepImageForClipVision",
+            {**IMAGE, "interpolation": "LANCZOS", "crop_position": "top", "sharpening": 0.15},
+        ),
+        "noise": (
+            "IPAdapterNoise",
+            {"type": "shuffle", "strength": 0.4, "blur": 10, "image_optional": ["prep", 0]},
+        ),
+        "apply": (
+            "IPAdapterAdvanced",
+            {
+                **MODEL,
+                **BY_FILE,
+                "image": ["prep", 0],
+                "image_negative": ["noise", 0],
+                "attn_mask": ["mask", 0],
+                **LINEAR,
+                **CONCAT,
+                **SPAN,
+                **SCALING,
+            },
+        ),
+    },
+    "weights": {
+        "chain": ["first", "second"],
+        "weights": (
+            "IPAdapterWeights",
+            {
+                "weights": "1.0, 0.0",
+                "timing": "linear",
+                "frames": 2,
+                "start_frame": 0,
+                "end_frame": 9999,
+                "add_starting_frames": 0,
+                "add_ending_frames": 0,
+                "method": "alternate batches",
+                "image": ["both", 0],
+            },
+        ),
+        "again": (
+            "IPAdapterWeightsFromStrategy",
+            {"weights_strategy": ["weights", 5], "image": ["both", 0]},
+        ),
+        "schedule": (
+            "IPAdapterPromptScheduleFromWeightsStrategy",
+            {"weights_strategy": ["weights", 5], "prompt": "a person\na cat"},
+        ),
+        "shown": ("PreviewAny", {"source": ["schedule", 0]}),
+        "longer": (
+            "IPAdapterCombineWeights",
+            {"weights_1": ["weights", 0], "weights_2": ["again", 1]},
+        ),
+        "counted": ("PreviewAny", {"source": ["longer", 1]}),
+        **{
+            name: (
+                "IPAdapterBatch",
+                {
+                    **BY_PRESET,
+                    "image": image,
+                    "weight": weight,
+                    "weight_type": "ease in-out",
+                    **SPAN,
+                    **SCALING,
+                    "encode_batch_size": 1,
+                },
+            )
+            for name, image, weight in (
+                ("first", ["weights", 3], ["weights", 0]),
+                ("second", ["again", 4], ["again", 1]),
+            )
+        },
+    },
+    "faceid by preset": {
+        "chain": ["apply"],
+        "loader": (
+            "IPAdapterUnifiedLoaderFaceID",
+            {**MODEL, "preset": "FACEID", "lora_strength": 0.6, "provider": "CPU"},
+        ),
+        "apply": (
+            "IPAdapterFaceID",
+            {
+                "model": ["loader", 0],
+                "ipadapter": ["loader", 1],
+                **IMAGE,
+                **LINEAR,
+                "weight_faceidv2": 1,
+                **CONCAT,
+                **SPAN,
+                **SCALING,
+            },
+        ),
+        "found": ("PreviewImage", {"images": ["apply", 1]}),
+    },
+    "faceid by file": {
+        "chain": ["batch", "kolors"],
+        "faceid": ("IPAdapterModelLoader", {"ipadapter_file": "random_faceid.safetensors"}),
+        "lora": (
+            "LoraLoaderModelOnly",
+            {**MODEL, "lora_name": "random.safetensors", "strength_model": 0.6},
+        ),
+        **{
+            name: (
+                kind,
+                {
+                    "model": ["lora", 0],
+                    "ipadapter": ["faceid", 0],
+                    **IMAGE,
+                    **LINEAR,
+                    "weight_faceidv2": 1,
+                    **({"weight_kolors": 1} if name == "kolors" else {}),
+                    **CONCAT,
+                    **SPAN,
+                    **SCALING,
+                    "insightface": ["faces", 0],
+                },
+            )
+            for name, kind in {
+                "batch": "IPAAdapterFaceIDBatch",
+                "kolors": "IPAdapterFaceIDKolors",
+            }.items()
+        },
+    },
+    "tiled": {
+        "chain": ["tiled", "batch"],
+        "tiled": (
+            "IPAdapterTiled",
+            {**BY_PRESET, **IMAGE, **LINEAR, **CONCAT, **SPAN, "sharpening": 0.1, **SCALING},
+        ),
+        "tiles": ("PreviewImage", {"images": ["tiled", 1]}),
+        "batch": (
+            "IPAdapterTiledBatch",
+            {
+                **BY_PRESET,
+                "image": ["both", 0],
+                **LINEAR,
+                **SPAN,
+                "sharpening": 0,
+                **SCALING,
+                "encode_batch_size": 0,
+            },
+        ),
+    },
+    "embeds": {
+        "chain": ["apply", "batch"],
+        "one": ("IPAdapterEncoder", {**BY_FILE, **IMAGE, "weight": 1}),
+        "two": (
+            "IPAdapterEncoder",
+            {**BY_FILE, "image": ["other", 0], "weight": 0.5, "mask": ["mask", 0]},
+        ),
+        "mix": (
+            "IPAdapterCombineEmbeds",
+            {"embed1": ["one", 0], "embed2": ["two", 0], "method": "norm average"},
+        ),
+        "save": ("IPAdapterSaveEmbeds", {"embeds": ["mix", 0], "filename_prefix": "IP_embeds"}),
+        "apply": (
+            "IPAdapterEmbeds",
+            {**MODEL, **EMBEDS, "pos_embed": ["mix", 0], "neg_embed": ["one", 1]},
+        ),
+        "batch": ("IPAdapterEmbedsBatch", {**MODEL, **EMBEDS, "pos_embed": ["one", 0]}),
+    },
+    "old embeds file": {
+        "chain": ["apply"],
+        "load": ("IPAdapterLoadEmbeds", {"embeds": "old.ipadpt"}),
+        "apply": ("IPAdapterEmbeds", {**MODEL, **EMBEDS, "pos_embed": ["load", 0]}),
+    },
+    "style and composition": {
+        "chain": ["one", "batch"],
+        **{
+            name: (
+                kind,
+                {
+                    **BY_PRESET,
+                    "image_style": ["image", 0],
+                    "image_composition": ["other", 0],
+                    "weight_style": 1,
+                    "weight_composition": 0.7,
+                    "expand_style": name == "one",
+                    **({"combine_embeds": "average"} if name == "one" else {}),
+                    **SPAN,
+                    **SCALING,
+                },
+            )
+            for name, kind in {
+                "one": "IPAdapterStyleComposition",
+                "batch": "IPAdapterStyleCompositionBatch",
+            }.items()
+        },
+    },
+    "for experts": {
+        "chain": ["ms", "enhancer", "batch"],
+        "ms": (
+            "IPAdapterMS",
+            {
+                **BY_PRESET,
+                **IMAGE,
+                **LINEAR,
+                "weight_faceidv2": 1,
+                **CONCAT,
+                **SPAN,
+                **SCALING,
+                "layer_weights": "0:0.5, 2:1.2",
+            },
+        ),
+        "enhancer": (
+            "IPAdapterClipVisionEnhancer",
+            {
+                **BY_PRESET,
+                **IMAGE,
+                **LINEAR,
+                **CONCAT,
+                **SPAN,
+                **SCALING,
+                "enhance_tiles": 2,
+                "enhance_ratio": 1,
+            },
+        ),
+        "batch": (
+            "IPAdapterClipVisionEnhancerBatch",
+            {
+                **BY_PRESET,
+                "image": ["both", 0],
+                **LINEAR,
+                **SPAN,
+                **SCALING,
+                "enhance_tiles": 2,
+                "enhance_ratio": 0.5,
+                "encode_batch_size": 2,
+            },
+        ),
+    },
+    "regions": {
+        "chain": ["apply"],
+        **{
+            name: (
+                "IPAdapterRegionalConditioning",
+                {
+                    "image": [picture, 0],
+                    "image_weight": 1,
+                    "prompt_weight": 1,
+                    "weight_type": "linear",
+                    **SPAN,
+                    "mask": ["mask", 0],
+                    "positive": ["text", 0],
+                    "negative": ["text", 0],
+                },
+            )
+            for name, picture in {"left": "image", "right": "other"}.items()
+        },
+        "joined": ("IPAdapterCombineParams", {"params_1": ["left", 0], "params_2": ["right", 0]}),
+        "apply": (
+            "IPAdapterFromParams",
+            {**BY_PRESET, "ipadapter_params": ["joined", 0], **CONCAT, **SCALING},
+        ),
+    },
+    "precise": {
+        "chain": ["style", "style batch", "composition", "composition batch"],
+        **{
+            name.lower(): (
+                "IPAdapterPrecise"
+                + {"style": "StyleTransfer", "composition": "Composition"}[name.split()[0]]
+                + ("Batch" if name.endswith("batch") else ""),
+                {
+                    **BY_PRESET,
+                    **IMAGE,
+                    "weight": 0.9,
+                    f"{name.split()[0]}_boost": 1,
+                    **CONCAT,
+                    **SPAN,
+                    **SCALING,
+                },
+            )
+            for name in ("style", "style batch", "composition", "composition batch")
+        },
+    },
+    "community": {
+        "chain": ["apply"],
+        "loader": ("IPAdapterUnifiedLoaderCommunity", {**MODEL, "preset": "Composition"}),
+        "apply": (
+            "IPAdapterAdvanced",
+            {
+                "model": ["loader", 0],
+                "ipadapter": ["loader", 1],
+                **IMAGE,
+                "weight": 1,
+                "weight_type": "composition",
+                **CONCAT,
+                **SPAN,
+                "embeds_scaling": "K+mean(V) w/ C penalty",
+            },
+        ),
+    },
+}
+
+
+def prompt(described: Graph) -> Graph:
+    """A described graph in full: with what it links to, and sampled."""
+    nodes = {name: node for name, node in described.items() if name != "chain"}
+    chain = described["chain"]
+    for before, after in pairwise(chain):
+        nodes[after] = (nodes[after][0], {**nodes[after][1], "model": [before, 0]})
+    sampler = {"seed": 1, "steps": 1, "cfg": 6, "sampler_name": "euler", "scheduler": "normal"}
+    ends = {"positive": ["text", 0], "negative": ["text", 0], "latent_image": ["latent", 0]}
+    nodes["sampler"] = (
+        "KSampler",
+        {**sampler, **ends, "denoise": 1, "model": [chain[-1], 0]},
+    )
+    nodes["decoded"] = ("VAEDecode", {"samples": ["sampler", 0], "vae": ["checkpoint", 2]})
+    nodes["preview"] = ("PreviewImage", {"images": ["decoded", 0]})
+    full: Graph = {}
+    todo = list(nodes)
+    while todo:
+        name = todo.pop()
+        if name not in full:
+            kind, inputs = nodes.get(name) or FIXED[name]
+            full[name] = {"class_type": kind, "inputs": inputs}
+            todo += [value[0] for value in inputs.values() if isinstance(value, list)]
+    return full
+
+
+@pytest.fixture(scope="module")
+def prepared(server) -> Any:
+    """The server with the pictures, face models and files that the prompts name."""
+    script("workflows").write_pictures(server.base / "input")
+    script("workflows").write_face_models(server.base / "models")
+    adapters = server.base / "models" / "ipadapter"
+    shutil.copy(adapters / "random_plus.safetensors", adapters / "composition.safetensors")
+    embeds = torch.randn(1, 768, generator=torch.Generator().manual_seed(0))
+    torch.save(embeds, server.base / "input" / "old.ipadpt")
+    yield server
+    (adapters / "composition.safetensors").unlink()
+
+
+def test_all_known_nodes_are_used() -> None:
+    used = {node["class_type"] for graph in GRAPHS.values() for node in prompt(graph).values()}
+    assert KNOWN.keys() <= used
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_prompts_name_known_inputs_only(name: str) -> None:
+    """All that are required, and none of this pack's own."""
+    for node in prompt(GRAPHS[name]).values():
+        if node["class_type"] in KNOWN:
+            rows = KNOWN[node["class_type"]]["inputs"]
+            required = {row["name"] for row in rows if not row.get("optional")}
+            assert required <= node["inputs"].keys() <= {row["name"] for row in rows}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_prompt_succeeds(prepared, name: str) -> None:
+    entry = prepared.wait(prepared.queue(prompt(GRAPHS[name])))
+    assert script("comfy_server").error_of(entry) is None
+    assert len(entry["outputs"]["preview"]["images"]) == 2

@@ -1,0 +1,107 @@
+"""Every workflow of the pack runs on a real server, and its files belong together."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from PIL import Image
+from support.server import ROOT, script
+
+FOLDER = ROOT / "workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+# The file that the one loads is what the other saves.
+NEEDS = {"load_embeds": "save_embeds"}
+STEPS = 2
+
+
+def read(name: str, folder: str = ".") -> dict[str, Any]:
+    return json.loads((FOLDER / folder / f"{name}.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def finished(server) -> dict[str, dict[str, Any]]:
+    """History entries of the workflows that have run."""
+    script("workflows").write_pictures(server.base / "input")
+    script("workflows").write_face_models(server.base / "models")
+    return {}
+
+
+def run(server, finished: dict[str, Any], name: str) -> dict[str, Any]:
+    """Run a workflow's twin once, and first the one whose file it loads."""
+    if name in NEEDS:
+        run(server, finished, NEEDS[name])
+    if name not in finished:
+        graph = read(name, "api")
+        for node in graph.values():
+            if "steps" in node["inputs"]:
+                node["inputs"]["steps"] = STEPS
+        finished[name] = server.wait(server.queue(graph))
+    return finished[name]
+
+
+def test_there_is_one_for_every_capability() -> None:
+    assert sorted(graph.name for graph in script("workflow_graphs").graphs()) == NAMES
+    assert len(NAMES) >= 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs(server, finished, name: str) -> None:
+    entry = run(server, finished, name)
+    assert script("comfy_server").error_of(entry) is None
+    assert entry["status"]["status_str"] == "success"
+    pictures = [
+        file for files in script("comfy_server").saved_images(entry).values() for file in files
+    ]
+    assert pictures
+    for file in pictures:
+        with Image.open(io.BytesIO(server.view(file))) as picture:
+            assert picture.width >= 64
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_twin_is_the_same_graph(server, name: str) -> None:
+    graph = script("comfy_server").to_api(read(name), server.get("/object_info"))
+    assert script("workflows").demo_twin(graph) == read(name, "api")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_written_from_its_description(server, name: str) -> None:
+    """`scripts/workflows.py` has been run since the descriptions changed."""
+    described = {graph.name: graph for graph in script("workflow_graphs").graphs()}
+    editor = script("workflows").editor_format(described[name], server.get("/object_info"))
+    assert json.loads(json.dumps(editor)) == read(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_files_that_users_have(name: str) -> None:
+    """The demo's own file names stay out of what users open."""
+    text = json.dumps(read(name))
+    assert "random" not in text
+    assert "reference.png" not in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_has_a_note_and_a_thumbnail(name: str) -> None:
+    (note,) = (node for node in read(name)["nodes"] if node["type"] == "MarkdownNote")
+    assert len(note["widgets_values"][0]) > 80
+    thumbnail = FOLDER / f"{name}.jpg"
+    assert thumbnail.stat().st_size <= 30_000
+    with Image.open(thumbnail) as picture:
+        assert picture.height == 256
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_do_not_overlap(name: str) -> None:
+    title = 30
+    boxes = [
+        (node["pos"][0], node["pos"][1] - title, node["size"][0], node["size"][1] + title)
+        for node in read(name)["nodes"]
+    ]
+    for index, (x, y, width, height) in enumerate(boxes):
+        for other_x, other_y, other_width, other_height in boxes[:index]:
+            beside = x >= other_x + other_width or other_x >= x + width
+            above = y >= other_y + other_height or other_y >= y + height
+            assert beside or above
