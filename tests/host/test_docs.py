@@ -83,6 +83,7 @@ def test_locales_name_every_category(nodes: dict[str, Any], language: str) -> No
 
 
 def test_files_of_presets_have_an_encoder() -> None:
-    table = manual.files_section("IPAdapterModelLoader")
-    assert "ip-adapter-plus_sd15.safetensors | CLIP-ViT-H-14-laion2B-s32B-b79K" in table
-    assert "ip-adapter_sdxl.safetensors | CLIP-ViT-bigG-14-laion2B-39B-b160k" in table
+    text = manual.files_section("IPAdapterModelLoader")
+    assert "PLUS (high strength): ip-adapter-plus_sd15.safetensors, encoder ViT-H" in text
+    assert "VIT-G (medium strength): ip-adapter_sdxl.safetensors, encoder ViT-bigG" in text
+    assert "ViT-bigG: CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors" in text

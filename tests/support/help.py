@@ -32,6 +32,7 @@ PRESETS = {
     "IPAdapterImageEncoderLoader": ALL_PRESETS,
 }
 VIT_H, VIT_G, VIT_L = (encoder.file for encoder in ENCODER_SOURCES)
+ENCODER_NAMES = {VIT_H: "ViT-H", VIT_G: "ViT-bigG", VIT_L: "ViT-L 336"}
 FACE_ONLY = (Family.FACEID, Family.PORTRAIT, Family.PORTRAIT_UNNORM)
 
 
@@ -53,23 +54,21 @@ def renewed(text: str, info: dict[str, Any]) -> str:
 
 
 def inputs_section(info: dict[str, Any]) -> str:
-    """Every input: what it means, and its default and range."""
+    """Every input: what it means, its default and range. A list: the panel of help is narrow."""
     rows = [
-        f"| `{name}`{' (optional)' if optional else ''} | {options.get('tooltip', '')} | "
-        f"{_values(kind, options)} |"
+        f"- `{name}`{_note(kind, options, optional)}: {options.get('tooltip', '')}"
+        f"{_choices(options)}"
         for name, kind, options, optional in inputs_of(info)
     ]
-    head = ["## Inputs", "", "| Input | Meaning | Values |", "| --- | --- | --- |"]
-    return "\n".join([*head, *rows])
+    return "\n".join(["## Inputs", "", *rows])
 
 
 def outputs_section(info: dict[str, Any]) -> str:
     """Every output; empty where there is none."""
     tips = info.get("output_tooltips") or [None] * len(info["output"])
     names = zip(info["output_name"], info["output"], tips, strict=True)
-    rows = [f"| `{name}` | {kind} | {tip or ''} |" for name, kind, tip in names]
-    head = ["## Outputs", "", "| Output | Type | Meaning |", "| --- | --- | --- |"]
-    return "\n".join([*head, *rows]) if rows else ""
+    rows = [f"- `{name}` ({kind}){f': {tip}' if tip else ''}" for name, kind, tip in names]
+    return "\n".join(["## Outputs", "", *rows]) if rows else ""
 
 
 def files_section(node_id: str) -> str:
@@ -77,21 +76,26 @@ def files_section(node_id: str) -> str:
     presets = PRESETS.get(node_id)
     if not presets:
         return ""
-    head = [
+    lines = [
         "## Files",
         "",
         "Adapters go into `models/ipadapter`, encoders into `models/clip_vision`, LoRAs into "
-        "`models/loras`.",
-        "",
-        "| Preset | Checkpoint | Adapter file | Image encoder | Published in |",
-        "| --- | --- | --- | --- | --- |",
+        "`models/loras`. Names are yours to choose; these are the usual ones.",
     ]
+    used: set[str] = set()
+    for base in OFFICIAL:
+        needed = [(p, OFFICIAL[base][p]) for p in presets if base in _bases(p)]
+        lines += ["", f"**{base}**", ""] if needed else []
+        for preset, requirement in needed:
+            used.add(encoder_of(requirement))
+            lines.append(f"- {preset}: {_file(requirement)}")
+    sources = {encoder.file: encoder.source for encoder in ENCODER_SOURCES}
     rows = [
-        _file_row(preset, base, OFFICIAL[base][preset])
-        for preset in presets
-        for base in _bases(preset)
+        f"- {name}: {file}, published as {sources[file]}"
+        for file, name in ENCODER_NAMES.items()
+        if name in used
     ]
-    return "\n".join([*head, *rows])
+    return "\n".join([*lines, *(["", "**Image encoders**", "", *rows] if rows else [])])
 
 
 def _bases(preset: str) -> list[str]:
@@ -99,33 +103,38 @@ def _bases(preset: str) -> list[str]:
     return ["Kolors"] if "Kolors" in bases else bases
 
 
-def _file_row(preset: str, base: str, needed: Requirement) -> str:
-    lora = f" with {needed.lora}" if needed.lora else ""
-    encoder = encoder_file(needed)
-    return f"| {preset} | {base} | {needed.file}{lora} | {encoder} | {needed.source} |"
+def _file(needed: Requirement) -> str:
+    lora = f", LoRA {needed.lora}" if needed.lora else ""
+    return f"{needed.file}{lora}, encoder {encoder_of(needed)}; from {needed.source}"
 
 
-def encoder_file(needed: Requirement) -> str:
-    """The usual name of the encoder that an official file wants."""
+def encoder_of(needed: Requirement) -> str:
+    """The encoder that an official file wants, by its short name."""
     if needed.family in FACE_ONLY:
-        return "none: face analysis buffalo_l"
+        return "none (face analysis buffalo_l)"
     if needed.family in (Family.KOLORS_PLUS, Family.KOLORS_FACEID_PLUS):
-        return VIT_L
-    return VIT_G if needed.family is Family.STANDARD and needed.embed_dim == 1280 else VIT_H
+        return ENCODER_NAMES[VIT_L]
+    is_g = needed.family is Family.STANDARD and needed.embed_dim == 1280
+    return ENCODER_NAMES[VIT_G if is_g else VIT_H]
 
 
-def _values(kind: Any, options: dict[str, Any]) -> str:
-    if kind == "COMBO":
-        if options.get("options") and not _is_files(options["options"]):
-            return ", ".join(f"*{value}*" for value in options["options"])
-        return "a file"
+def _note(kind: Any, options: dict[str, Any], optional: bool) -> str:
+    """In brackets: default and range, or whether it may be left open."""
+    parts = ["optional"] if optional else []
     if kind in ("INT", "FLOAT"):
-        return f"{options['default']} ({options['min']} to {options['max']})"
-    if kind == "STRING":
-        return f'"{options["default"]}"' if options.get("default") else "text"
+        parts.append(f"{options['default']}, from {options['min']} to {options['max']}")
     if kind == "BOOLEAN":
-        return "on" if options.get("default") else "off"
-    return str(kind)
+        parts.append("on" if options.get("default") else "off")
+    if kind == "STRING" and options.get("default"):
+        parts.append(f'"{options["default"]}"')
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _choices(options: dict[str, Any]) -> str:
+    values = options.get("options") or []
+    if not values or _is_files(values):
+        return ""
+    return f" Choices: {', '.join(f'*{value}*' for value in values)}."
 
 
 def _is_files(values: list[Any]) -> bool:
