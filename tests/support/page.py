@@ -35,7 +35,7 @@ class Editor:
         script = """([kind, properties]) => {
             app.graph.clear();
             const node = LiteGraph.createNode(kind);
-            node.pos = [160, 120];
+            node.pos = [520, 160];
             Object.assign(node.properties, properties);
             app.graph.add(node);
             app.canvas.ds.offset = [40, 40];
