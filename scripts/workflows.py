@@ -71,13 +71,11 @@ def write_pictures(folder: Path) -> None:
 
 def write_face_models(models: Path) -> None:
     """Stand-ins for InsightFace's model pack, which the tests make; they know that person."""
-    folder = models / "insightface"
-    if not (folder / "models" / "buffalo_l").exists():
-        path = ROOT / "tests" / "support" / "face_models.py"
-        spec = importlib.util.spec_from_file_location("face_models", path)
-        module = importlib.util.module_from_spec(spec)  # pyright: ignore[reportArgumentType]
-        spec.loader.exec_module(module)  # pyright: ignore[reportOptionalMemberAccess]
-        module.write_pack(folder, "buffalo_l")
+    path = ROOT / "tests" / "support" / "face_models.py"
+    spec = importlib.util.spec_from_file_location("face_models", path)
+    module = importlib.util.module_from_spec(spec)  # pyright: ignore[reportArgumentType]
+    spec.loader.exec_module(module)  # pyright: ignore[reportOptionalMemberAccess]
+    module.ensure_pack(models / "insightface", "buffalo_l")
 
 
 def demo_twin(graph: dict[str, Any]) -> dict[str, Any]:

@@ -25,11 +25,9 @@ GEOMETRY = {"SD1.5": TINY_SD15, "SDXL": TINY_SDXL}
 @pytest.fixture(scope="module")
 def analysis(host: Any) -> Any:
     pytest.importorskip("insightface")
-    from support.face_models import write_pack
+    from support.face_models import ensure_pack
 
-    folder = host.base / "models" / "insightface"
-    if not (folder / "models" / "buffalo_l").exists():
-        write_pack(folder, "buffalo_l")
+    ensure_pack(host.base / "models" / "insightface", "buffalo_l")
     (loaded,) = host.call("IPAdapterInsightFaceLoader", provider="CPU", model_name="buffalo_l")
     return loaded
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from support.adapters import synthetic_adapter
 from support.parity import model_output
 from support.unets import TINY_SD15, random_adapter
 from support.wires import tiny_wires
@@ -22,6 +24,19 @@ def pipeline(host: Any, given: dict[str, Any]) -> Any:
     """The IPADAPTER of a unified loader."""
     payload = host.module("ipadapter.host.payload")
     return payload.Pipeline(given["ipadapter"], given["clip_vision"])
+
+
+@pytest.fixture(scope="module")
+def face_models(host: Any) -> None:
+    pytest.importorskip("insightface")
+    from support.face_models import ensure_pack
+
+    ensure_pack(host.base / "models" / "insightface", "buffalo_l")
+
+
+def flat(state: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """An adapter's tensors as a .safetensors file names them."""
+    return {f"{part}.{name}": t for part, values in state.items() for name, t in values.items()}
 
 
 def mapped(host: Any, node_id: str) -> Any:
@@ -306,16 +321,29 @@ class TestRegions:
 
 class TestLoaders:
     def test_adapter_file(self, host: Any) -> None:
-        from safetensors.torch import save_file
-
         state = random_adapter(TINY_SD15, embed_dim=48)
-        flat = {f"{part}.{name}": t for part, values in state.items() for name, t in values.items()}
-        save_file(flat, host.models("ipadapter") / "called.safetensors")
+        save_file(flat(state), host.models("ipadapter") / "called.safetensors")
         (by_name, *_) = mapped(host, "IPAdapterModelLoader").load_ipadapter_model(
             ipadapter_file="called.safetensors"
         )
         by_place = mapped(host, "IPAdapterModelLoader").load_ipadapter_model("called.safetensors")
         assert by_name.spec == by_place[0].spec
+
+    def test_face_analysis(self, host: Any, face_models: None) -> None:
+        """Callers leave the pack's name to its default."""
+        loader = mapped(host, "IPAdapterInsightFaceLoader")
+        by_place = loader.load_insightface("CPU")[0]
+        by_name = loader.load_insightface(provider="CPU", model_name="buffalo_l")[0]
+        assert by_place is by_name
+
+    def test_unified(self, host: Any, given: dict[str, Any], face_models: None) -> None:
+        state = synthetic_adapter("FaceID", "SD1.5", tiny=True, device="cpu", seed=4)
+        save_file(flat(state), host.models("ipadapter") / "called_faceid.safetensors")
+        model, pipeline = mapped(host, "IPAdapterUnifiedLoaderFaceID").load_models(
+            preset="FACEID", lora_strength=0.0, provider="CPU", model=given["model"]
+        )
+        assert model is given["model"]
+        assert pipeline["insightface"]["model"] is not None
 
     def test_pipeline_reads_as_a_dict(self, given: dict[str, Any], pipeline: Any) -> None:
         """Callers take the unified loader's output apart."""

@@ -29,6 +29,12 @@ def finished(server) -> dict[str, dict[str, Any]]:
     return {}
 
 
+@pytest.fixture(scope="module")
+def info(server) -> dict[str, Any]:
+    """What the server says of its nodes."""
+    return server.get("/object_info")
+
+
 def run(server, finished: dict[str, Any], name: str) -> dict[str, Any]:
     """Run a workflow's twin once, and first the one whose file it loads."""
     if name in NEEDS:
@@ -62,16 +68,16 @@ def test_runs(server, finished, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_twin_is_the_same_graph(server, name: str) -> None:
-    graph = script("comfy_server").to_api(read(name), server.get("/object_info"))
+def test_twin_is_the_same_graph(info, name: str) -> None:
+    graph = script("comfy_server").to_api(read(name), info)
     assert script("workflows").demo_twin(graph) == read(name, "api")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_written_from_its_description(server, name: str) -> None:
+def test_written_from_its_description(info, name: str) -> None:
     """`scripts/workflows.py` has been run since the descriptions changed."""
     described = {graph.name: graph for graph in script("workflow_graphs").graphs()}
-    editor = script("workflows").editor_format(described[name], server.get("/object_info"))
+    editor = script("workflows").editor_format(described[name], info)
     assert json.loads(json.dumps(editor)) == read(name)
 
 

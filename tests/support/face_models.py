@@ -40,6 +40,12 @@ def write_pack(folder: Path, pack: str) -> Path:
     return target
 
 
+def ensure_pack(folder: Path, pack: str) -> Path:
+    """Like `write_pack`, unless the pack is there already."""
+    target = folder / "models" / pack
+    return target if target.exists() else write_pack(folder, pack)
+
+
 def astronaut() -> np.ndarray:
     """The photograph, RGB, 512x512."""
     from skimage import data
