@@ -49,8 +49,9 @@ def test_help_renders(page, name, picture):
     panel = page.page.locator(".node-help-content").first
     panel.get_by_text("Common mistakes").wait_for()
     assert panel.locator("li").count() > 5
-    loaded = "images => images.every(image => image.complete && image.naturalWidth > 0)"
-    assert panel.locator("img").evaluate_all(loaded)
+    loaded = """() => [...document.querySelectorAll(".node-help-content img")]
+        .every(image => image.complete && image.naturalWidth > 0)"""
+    page.page.wait_for_function(loaded)
     page.shoot(picture)
     page.page.locator(".side-bar-button-selected").first.click()
     assert page.problems() == []
