@@ -93,3 +93,14 @@ def test_hosts_encoder_is_transformers(demoset: ModuleType, host: Any, models: P
     torch.testing.assert_close(theirs["image_embeds"], ours.image_embeds, atol=0.05, rtol=0.05)
     hidden = theirs["penultimate_hidden_states"]
     torch.testing.assert_close(hidden, ours.hidden_states[-2], atol=0.05, rtol=0.05)
+
+
+@pytest.mark.slow
+def test_colours_follow_captions(demoset: ModuleType, base: Any) -> None:
+    asked = demoset.measure.wishes(12)
+    with torch.inference_mode():
+        told = base.sample([wish.caption for wish in asked], seed=1000)
+        untold = base.sample([""] * len(asked), seed=1000)
+    with_captions, without = (demoset.measure.judge(images, asked) for images in (told, untold))
+    for figure in ("background error", "object colour error"):
+        assert with_captions[figure] < 0.8 * without[figure], figure
