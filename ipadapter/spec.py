@@ -188,7 +188,8 @@ def encoder_name(source: EmbedSource, width: int) -> str:
     for kind in ENCODERS:
         if width == (kind.projected if pooled else kind.hidden):
             return f"{kind.name} ({width})"
-    return f"an image encoder with {source.value} of width {width}"
+    output = EmbedSource.POOLED if pooled else EmbedSource.HIDDEN
+    return f"an image encoder with {output.value} of width {width}"
 
 
 def default_face_version(name: str) -> FaceVersion:

@@ -49,7 +49,9 @@ def _why_not(clip_vision: Any, spec: AdapterSpec) -> str:
     known = isinstance(clip_vision, ClipVisionModel)
     if known and not hasattr(clip_vision.model, "vision_model"):
         return f"is no CLIP model ({type(clip_vision.model).__name__})"
-    if known and spec.family in _KOLORS and image_size(clip_vision) != 336:
+    # Two encoders of this width exist: only the picture's size tells them apart.
+    vit_l = spec.embed_dim == 1024
+    if known and vit_l and spec.family in _KOLORS and image_size(clip_vision) != 336:
         return f"takes pictures of {image_size(clip_vision)} px"
     return ""
 
