@@ -12,7 +12,7 @@ from typing import Any
 from comfy_api.latest import ComfyExtension, io
 
 from .ipadapter.host import files
-from .ipadapter.host.registry import unclaimed
+from .ipadapter.host.registry import has_server, unclaimed
 from .ipadapter.host.request import Request, chosen
 from .ipadapter.layers import WeightType
 from .ipadapter.nodes import inputs
@@ -327,7 +327,8 @@ class Pack(ComfyExtension):
     """What the host asks for the pack's nodes."""
 
     async def on_load(self) -> None:
-        await register_replacements()
+        if has_server():  # the list of replacements is the server's
+            await register_replacements()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return unclaimed(NODES)

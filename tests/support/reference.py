@@ -149,11 +149,17 @@ def naive(unet: Any, reference: Naive) -> Iterator[None]:
             module: Any = module,
             layer: int = layer,
         ) -> Tensor:
-            return reference.forward(module, layer, x, context, transformer_options)
+            return reference.forward(module, layer, x, context, transformer_options or seen[-1])
 
         module.forward = forward
+    # Hosts before 0.3.60 do not pass the options on to attention.
+    seen: list[Any] = []
+    handle = unet.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["transformer_options"]), with_kwargs=True
+    )
     try:
         yield
     finally:
+        handle.remove()
         for module in modules:
             del module.forward
