@@ -10,7 +10,7 @@ import tempfile
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import comfy.clip_vision
 import comfy.utils
@@ -110,7 +110,7 @@ def _open(path: Path, weights: Path) -> ClipVisionModel:
     contents = contents_of(open_tensor_file(weights).tensors, path.name)
     if contents.problem or contents.kind not in (Kind.CLIP_VISION, Kind.OPENCLIP):
         raise ValueError(f"{path.name} is not an image encoder: {contents.summary}. {_ADVICE}")
-    state = comfy.utils.load_torch_file(str(weights), safe_load=True)
+    state = cast("dict[str, Tensor]", comfy.utils.load_torch_file(str(weights), safe_load=True))
     if contents.kind is Kind.OPENCLIP:
         state = comfy.clip_vision.convert_to_transformers(state, "visual.")
     if contents.encoder is None or f"{_LAYERS}0.mlp.fc1.weight" not in state:
@@ -128,7 +128,8 @@ def _open(path: Path, weights: Path) -> ClipVisionModel:
     siglip = getattr(encoder, "return_all_hidden_states", False)
     # The host gives SigLIP's patches in place of image_embeds, and fills a missing projection with
     # uninitialised numbers.
-    encoder.has_projection = _PROJECTION in state and not siglip
+    has_projection = _PROJECTION in state and not siglip
+    encoder.has_projection = has_projection  # pyright: ignore[reportAttributeAccessIssue]
     return encoder
 
 

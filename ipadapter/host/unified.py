@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import comfy.sd
 import comfy.utils
@@ -105,7 +105,7 @@ def with_lora(model: ModelPatcher, chosen: Choice, strength: float) -> ModelPatc
     else:
         return model
     patched, _ = comfy.sd.load_lora_for_models(model, None, state, strength, 0)
-    return patched
+    return cast(ModelPatcher, patched)
 
 
 def summary(chosen: Choice) -> str:

@@ -33,8 +33,12 @@ async def run(graph: dict, reference: Path, folder: Path, server: str = SERVER) 
             if "prompt_id" not in queued:
                 raise RuntimeError(json.dumps(queued, indent=1))  # names each node and input
             await follow(events, graph, queued["prompt_id"])
-        async with session.get(f"/history/{queued['prompt_id']}") as answer:
-            outputs = (await answer.json())[queued["prompt_id"]]["outputs"]
+        entries: dict = {}
+        while queued["prompt_id"] not in entries:  # written just after the last event
+            await asyncio.sleep(0.02)
+            async with session.get(f"/history/{queued['prompt_id']}") as answer:
+                entries = await answer.json()
+        outputs = entries[queued["prompt_id"]]["outputs"]
         images = [image for output in outputs.values() for image in output.get("images", ())]
         return [await save(session, image, folder) for image in images]
 
