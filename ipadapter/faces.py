@@ -86,8 +86,8 @@ def load_faces(folder: Path, pack: str, provider: str = "CPU") -> Any:
     `folder` is the host's models/insightface. The result goes through the INSIGHTFACE socket, and
     one made by another pack's loader serves `find_faces` as well.
     """
-    location = check_pack(Path(folder), pack)
     face_analysis = _library().FaceAnalysis
+    location = check_pack(Path(folder), pack)
     try:
         analysis = face_analysis(
             name=str(location),

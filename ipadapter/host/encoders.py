@@ -10,10 +10,9 @@ import tempfile
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import comfy.clip_vision
-import comfy.utils
 import folder_paths
 from comfy.clip_model import ACTIVATIONS
 from comfy.clip_vision import ClipVisionModel
@@ -107,10 +106,11 @@ def _weights_of(path: Path) -> Path:
 def _open(path: Path, weights: Path) -> ClipVisionModel:
     """An encoder from its folder or file. What is wrong with a file is said before the host reads
     it."""
-    contents = contents_of(open_tensor_file(weights).tensors, path.name)
+    tensors = open_tensor_file(weights).tensors
+    contents = contents_of(tensors, path.name)
     if contents.problem or contents.kind not in (Kind.CLIP_VISION, Kind.OPENCLIP):
         raise ValueError(f"{path.name} is not an image encoder: {contents.summary}. {_ADVICE}")
-    state = cast("dict[str, Tensor]", comfy.utils.load_torch_file(str(weights), safe_load=True))
+    state = dict(tensors)
     if contents.kind is Kind.OPENCLIP:
         state = comfy.clip_vision.convert_to_transformers(state, "visual.")
     if contents.encoder is None or f"{_LAYERS}0.mlp.fc1.weight" not in state:

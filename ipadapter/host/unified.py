@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import comfy.sd
-import comfy.utils
 import folder_paths
 from comfy.model_patcher import ModelPatcher
 
@@ -18,6 +17,7 @@ from ..diagnosis import Folders, ModelFacts, Subject, report
 from ..faces import environment
 from ..files import scan
 from ..lora import own_lora
+from ..tensorfile import open_tensor_file
 from .encoders import FOLDER as ENCODERS
 from .encoders import facts_of, load_encoder
 from .faces import load_face_analysis
@@ -97,7 +97,7 @@ def with_lora(model: ModelPatcher, chosen: Choice, strength: float) -> ModelPatc
     if strength == 0:
         return model
     if chosen.lora is not None:
-        state = comfy.utils.load_torch_file(str(chosen.lora.path), safe_load=True)
+        state = dict(open_tensor_file(chosen.lora.path).tensors)
     elif chosen.lora_inside:
         checkpoint = read_checkpoint(chosen.adapter.path)
         blocks = [layer.block for layer in read_layout(model).layers]

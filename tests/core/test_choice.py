@@ -5,19 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
-from support.adapters import flat, shapes_of, synthetic_adapter
+from support.adapters import synthetic_adapter
 from support.modelfiles import (
     ENCODER_FILES,
     adapter_file,
-    encoder_shapes,
     lora_shapes,
     sparse_safetensors,
 )
-from support.official_files import OFFICIAL_FILES, OfficialFile
+from support.modelfolders import Models, official
+from support.official_files import OFFICIAL_FILES
 
-from ipadapter.choice import choose, find_encoder, same_lora
-from ipadapter.files import Listing, scan
+from ipadapter.choice import find_encoder, same_lora
 from ipadapter.presets import (
     COMMUNITY_PRESETS,
     FACEID_PRESETS,
@@ -28,71 +26,17 @@ from ipadapter.presets import (
 from ipadapter.spec import Family
 
 COMBINATIONS = [(preset, base) for base, presets in OFFICIAL.items() for preset in presets]
-LORA_KEY = "0.to_q_lora.down.weight"
-LORA_CONTEXT = {"SD1.5": 768, "SDXL": 2048, "Kolors": 2048}
-
-
-class Models:
-    """Folders of models on disk."""
-
-    def __init__(self, root: Path) -> None:
-        self.folders = {name: root / name for name in ("ipadapter", "clip_vision", "loras")}
-        for folder in self.folders.values():
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def adapter(self, name: str, file: OfficialFile, **changes: object) -> None:
-        nested = synthetic_adapter(file.family, file.base, **(file.changes | changes))
-        data = {}
-        if file.lora and changes.get("lora", True):
-            key = f"ip_adapter.{LORA_KEY}"
-            data = {key: lora_matrix(file, shapes_of(flat(nested))[key])}
-        adapter_file(self.folders["ipadapter"] / name, nested, data)
-
-    def encoder(self, name: str, dims: tuple[int, int, int]) -> None:
-        sparse_safetensors(self.folders["clip_vision"] / name, encoder_shapes(*dims))
-
-    def lora(self, name: str, file: OfficialFile) -> None:
-        shapes = lora_shapes(LORA_CONTEXT[file.base], width=320 if file.base == "SD1.5" else 640)
-        key = next(key for key in shapes if "attn1_to_q.lora_down" in key)
-        data = {key: lora_matrix(file, shapes[key])}
-        sparse_safetensors(self.folders["loras"] / name, shapes, data)
-
-    def listings(self) -> tuple[Listing, Listing, Listing]:
-        adapters, encoders, loras = (scan([folder]) for folder in self.folders.values())
-        return adapters, encoders, loras
-
-    def choose(self, preset: str, base: str, **options: bool):
-        return choose(preset, base, *self.listings(), **options)
-
-
-def lora_matrix(file: OfficialFile, shape: tuple[int, ...]) -> torch.Tensor:
-    """The first LoRA matrix of a published file: the adapter and its LoRA file share it."""
-    index = OFFICIAL_FILES.index(file)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(index))
-
-
-def lora_name(file: OfficialFile) -> str:
-    return f"{Path(file.name).stem}_lora.safetensors"
 
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """Every published file under its official name, in subfolders, among other files."""
     models = Models(tmp_path_factory.mktemp("everything"))
-    for file in OFFICIAL_FILES:
-        models.adapter(f"{file.base}/{file.name}", file)
-        if file.lora:
-            models.lora(f"faces/{lora_name(file)}", file)
-    for name, dims in ENCODER_FILES.items():
-        models.encoder(name, dims)
+    models.add_official()
     models.folders["ipadapter"].joinpath("broken.safetensors").write_bytes(b"<html>")
     style = lora_shapes(768, feed_forward=True)
     sparse_safetensors(models.folders["loras"] / "style.safetensors", style)
     return models
-
-
-def official(name: str) -> OfficialFile:
-    return next(file for file in OFFICIAL_FILES if file.name == name)
 
 
 @pytest.mark.parametrize(("preset", "base"), COMBINATIONS)
@@ -116,14 +60,7 @@ def test_random_names(tmp_path: Path, preset: str, base: str) -> None:
     """One file of each shape; nothing in a name tells anything."""
     models = Models(tmp_path)
     needed = official(requirement(preset, base).file)
-    models.adapter("x1.bin", needed)
-    others = [f for f in OFFICIAL_FILES if not _same_shapes(f, needed)]
-    for i, file in enumerate(others[::3]):
-        models.adapter(f"sub/y{i}.safetensors", file)
-    for i, dims in enumerate(ENCODER_FILES.values()):
-        models.encoder(f"{i}/model.safetensors", dims)
-    for i, file in enumerate(f for f in OFFICIAL_FILES if f.lora):
-        models.lora(f"lora{i}.safetensors", file)
+    models.add_nonsense(needed)
     choice = models.choose(preset, base)
     assert choice.adapter.name == "x1.bin"
     assert choice.spec.family is needed.family
@@ -136,13 +73,6 @@ def test_random_names(tmp_path: Path, preset: str, base: str) -> None:
             choice.encoder.contents.encoder.hidden
         )
         assert choice.encoder.path.parent.name == str(index)
-
-
-def _same_shapes(first: OfficialFile, second: OfficialFile) -> bool:
-    plus = (Family.FACEID_PLUS, Family.FACEID_PLUS_V2)
-    families = {second.family} | (set(plus) if second.family in plus else set())
-    same = first.base == second.base and first.changes == second.changes
-    return same and first.family in families
 
 
 def test_every_preset_is_in_a_loader() -> None:

@@ -239,6 +239,12 @@ FRAMES = {
     "image": node("ImageBatch", image1=("person", 0), image2=("wall", 0)),
 }
 FACES = [
+    Row(
+        "face models missing",
+        analysed("antelopev2"),
+        "IPAdapterInsightFaceLoader",
+        ("model pack antelopev2 is missing", "Expected", "scrfd_10g_bnkps.onnx", "unpack it flat"),
+    ),
     Row("a face", analysed("buffalo_l") | {"image": PERSON}),
     Row(
         "no face",
@@ -343,12 +349,6 @@ ROWS = [
             "no face analysis",
             "IPAdapter Unified Loader FaceID",
         ),
-    ),
-    Row(
-        "face models missing",
-        analysed("antelopev2"),
-        "IPAdapterInsightFaceLoader",
-        ("model pack antelopev2 is missing", "Expected", "scrfd_10g_bnkps.onnx", "unpack it flat"),
     ),
     *(FACES if INSIGHTFACE else [NOT_INSTALLED]),
     # Pictures of any size are no error.
@@ -516,7 +516,8 @@ def place(server: Any) -> Iterator[Place]:
     (models / "diffusion_models").mkdir(exist_ok=True)
     badfiles.write_tiny_transformer(models / "diffusion_models" / "tiny_sd3.safetensors")
     badfiles.write_embeds(given, outside)
-    badfiles.write_face_pack(models / "insightface", given / "astronaut.png", INSIGHTFACE)
+    if INSIGHTFACE:
+        badfiles.write_faces(models / "insightface", given / "astronaut.png")
     entry = server.wait(server.queue(GOOD))
     yield Place(server, pixels(server, entry), mark)
     assert not mark.exists(), "code in a file ran"

@@ -17,6 +17,7 @@ from ipadapter.embeds import AdapterLabel, ImageEmbeds, save_embeds
 from ipadapter.spec import EmbedSource, Family
 
 from .adapters import Nested, Shapes, flat, synthetic_adapter
+from .encoders import SMALL, clip, random_weights, save_folder
 from .modelfiles import adapter_file, encoder_shapes, lora_shapes, sparse_safetensors
 
 FOUR_LAYERS = {"layer_widths": (320,) * 4}  # what the random checkpoint's UNet has
@@ -149,25 +150,11 @@ def write_encoders(folder: Path) -> None:
 
 def write_tiny_encoder(folder: Path, projection: bool = True) -> None:
     """A Hugging Face folder with a small CLIP image encoder of random weights."""
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    config = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
-        projection_dim=48,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
-        model = CLIPVisionModelWithProjection(config)
-    model.save_pretrained(folder)
+    model = clip({**SMALL, "projection_dim": 48})
+    state = random_weights(model)
     if not projection:
-        state = load_file(folder / "model.safetensors")
         del state["visual_projection.weight"]
-        save_file(state, folder / "model.safetensors")
+    save_folder(folder, model, state)
 
 
 def write_tiny_transformer(path: Path) -> None:
@@ -209,15 +196,10 @@ def write_embeds(folder: Path, outside: Path) -> None:
     torch.save(torch.full((1, 768), float("nan")), folder / "nan.ipadpt")
 
 
-def write_face_pack(folder: Path, picture: Path, working: bool) -> None:
-    """Face models that know one photograph, and the photograph; files of the right name where the
-    library that would read them is not there."""
-    target = folder / "models" / "buffalo_l"
-    if working and not target.exists():
-        from .face_models import astronaut, write_pack
+def write_faces(folder: Path, picture: Path) -> None:
+    """Face models that know one photograph, and the photograph."""
+    from .face_models import astronaut, write_pack
 
-        write_pack(folder, target.name)
-        Image.fromarray(astronaut()).save(picture)
-    elif not target.exists():
-        target.mkdir(parents=True)
-        (target / "det_10g.onnx").write_bytes(b"\x08\x08")
+    if not (folder / "models" / "buffalo_l").exists():
+        write_pack(folder, "buffalo_l")
+    Image.fromarray(astronaut()).save(picture)
