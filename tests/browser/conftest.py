@@ -10,15 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.page import Editor
+from support.page import READY, Editor
 from support.server import ROOT
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PICTURES = ROOT / "tests" / "output"
-READY = (
-    "() => Boolean(window.app?.graph && window.app.extensionManager"
-    " && window.LiteGraph?.registered_node_types?.KSampler)"
-)
 
 
 def chromium() -> str:

@@ -91,6 +91,27 @@ def test_layer_editor_survives_saving(page):
     assert "layer_editor" not in queued["inputs"]
 
 
+def test_dragged_layers_are_saved_and_queued(page, picture):
+    """The whole way: a real mouse, a saved file, a page loaded anew, the prompt."""
+    page.add("IPAdapterMS")
+    page.load(page.saved())
+    page.drag(EDITOR, (6.5 / 11, 0.5), (6.5 / 11, 0.1))
+    (before,) = page.prompt().values()
+    text = before["inputs"]["layer_weights"]
+    drawn = heights(page)
+    assert "6:" in text
+    assert drawn[6] > 1.2 * drawn[5]
+    name = f"dragged {'in Nodes 2.0' if page.vue else 'classic'}"
+    page.save_as(name)
+    page.reload_and_open(name)
+    (after,) = page.prompt().values()
+    assert after["inputs"]["layer_weights"] == text
+    assert page.page.locator("textarea").first.input_value() == text
+    assert heights(page) == pytest.approx(drawn, abs=1)
+    page.shoot(picture)
+    assert page.problems() == []
+
+
 def test_curve_follows_settings(page, picture):
     node = page.add("IPAdapterWeights")
     line = ".image-prompt-curve polyline"

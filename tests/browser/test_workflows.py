@@ -1,5 +1,5 @@
 """Every workflow of the pack opens in the real editor as it was meant: no missing node, every
-widget value in its place."""
+widget value in its place; the browser of templates lists and opens them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from support.server import ROOT, script
 
 FOLDER = ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+PACK = "image-prompt-adapter"
 # Widget values to cut off the end of a pack node's list, as older files lack them.
 SHORT = {"simple": ("IPAdapter", 1), "regions": ("IPAdapterRegionalConditioning", 2)}
 SHORT["weight_types"] = ("IPAdapterAdvanced", 4)
@@ -50,3 +51,33 @@ def test_files_without_trailing_values_take_the_defaults(page: Any, name: str) -
             del node["widgets_values"][-count:]
     page.load(workflow)
     assert queued(page) == expected
+
+
+def test_templates_are_listed_with_pictures(page: Any, picture: Any) -> None:
+    """Under the pack's name, each with a thumbnail that loads."""
+    content = page.browse_templates(PACK)
+    cards = content.page.locator("[data-testid^=template-workflow-]")
+    listed = cards.evaluate_all("cards => cards.map(card => card.dataset.testid)")
+    assert sorted(listed) == [f"template-workflow-{name}" for name in NAMES]
+    for name in NAMES:  # a card's picture is asked for once the card can be seen
+        card = page.page.locator(f"[data-testid=template-workflow-{name}]")
+        card.scroll_into_view_if_needed()
+        loaded = "image => image.complete && image.naturalWidth > 0"
+        page.page.wait_for_function(loaded, arg=card.locator("img").first.element_handle())
+    page.page.locator(f"[data-testid=template-workflow-{NAMES[0]}]").scroll_into_view_if_needed()
+    page.shoot(picture)
+    page.page.locator(".p-dialog-mask button:has(.pi-times)").first.click()
+    content.wait_for(state="detached")
+    assert page.problems() == []
+
+
+@pytest.mark.parametrize("name", ["image_prompt", "regions"])
+def test_template_opens_from_the_list(page: Any, name: str, picture: Any) -> None:
+    content = page.browse_templates(PACK)
+    page.page.locator(f"[data-testid=template-workflow-{name}]").click()
+    content.wait_for(state="detached")
+    count = len(read(name)["nodes"])
+    page.page.wait_for_function(f"app.graph._nodes.length === {count}")
+    assert queued(page) == read(name, "api")
+    page.shoot(picture)
+    assert page.problems() == []

@@ -8,6 +8,10 @@ from typing import Any
 
 # The page's own error at startup, on the frontend that is tested.
 OWN_ERRORS = ("reading 'id'",)
+READY = (
+    "() => Boolean(window.app?.graph && window.app.extensionManager"
+    " && window.LiteGraph?.registered_node_types?.KSampler)"
+)
 
 
 @dataclass
@@ -53,6 +57,34 @@ class Editor:
             "() => new Promise(done => setTimeout(() =>"
             " requestAnimationFrame(() => requestAnimationFrame(done)), 150))"
         )
+
+    def save_as(self, name: str) -> None:
+        """Save the open workflow as a user does: Ctrl+S, a name, Enter."""
+        self.page.keyboard.press("Control+s")
+        self.page.locator(".p-dialog input").last.fill(name)
+        self.page.keyboard.press("Enter")
+        self.page.locator(".p-dialog").last.wait_for(state="detached")
+        self.settle()
+
+    def reload_and_open(self, name: str) -> None:
+        """Load the page anew and open a saved workflow from its list."""
+        self.page.reload()
+        self.page.wait_for_function(READY)
+        assert self.page.evaluate("app.graph._nodes.length") == 0
+        self.page.locator(".workflows-tab-button").first.click()
+        self.page.get_by_text(f"{name}.json").last.click()
+        self.page.wait_for_function("app.graph._nodes.length > 0")
+        self.page.locator(".workflows-tab-button").first.click()
+        self.settle()
+
+    def browse_templates(self, pack: str) -> Any:
+        """Open the list of templates at a pack's own; returns their part of the page."""
+        self.page.locator(".templates-tab-button").first.click()
+        content = self.page.locator("[data-testid=template-workflows-content]")
+        content.wait_for()
+        self.page.locator(".p-dialog, [role=dialog]").last.get_by_text(pack).first.click()
+        self.settle()
+        return content
 
     def widget(self, node: int, name: str) -> Any:
         """The value of a node's widget."""
