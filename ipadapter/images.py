@@ -181,20 +181,23 @@ def crop_loss(height: int, width: int) -> CropLoss | None:
     return CropLoss(1.0 - min(height, width) / max(height, width), sides)
 
 
-def warn_crop_loss(image: Tensor, threshold: float = 0.25, name: str = "image") -> CropLoss | None:
-    """Log a warning when the centre crop of (batch, height, width, channels) loses a lot."""
+def crop_warning(image: Tensor, threshold: float = 0.25, name: str = "image") -> str:
+    """What to say when the centre crop of (batch, height, width, channels) loses a lot, else
+    nothing."""
     height, width = image.shape[1:3]
     loss = crop_loss(height, width)
-    if loss is not None and loss.fraction >= threshold:
-        logger.warning(
-            "%s is %d x %d and the encoder sees its middle square only: %s. To use all of it, "
-            'take IPAdapter Tiled, or Prep Image For ClipVision with crop position "pad".',
-            name,
-            width,
-            height,
-            loss,
-        )
-    return loss
+    if loss is None or loss.fraction < threshold:
+        return ""
+    return (
+        f"{name} is {width} x {height} and the encoder sees its middle square only: {loss}. To use "
+        'all of it, take IPAdapter Tiled, or Prep Image For ClipVision with crop position "pad".'
+    )
+
+
+def warn_crop_loss(image: Tensor, name: str = "image") -> None:
+    """Log a warning when the centre crop of (batch, height, width, channels) loses a lot."""
+    if warning := crop_warning(image, name=name):
+        logger.warning(warning)
 
 
 def blank_outside(image: Tensor, mask: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from comfy_api.latest import io
 
 from ..host.apply import run
+from ..host.preview import request_view
 from ..host.request import Request
 from . import inputs
 
@@ -36,6 +37,7 @@ class ApplyNode(io.ComfyNode):
             description=description,
             inputs=[inputs.model(), inputs.ipadapter(), *given],
             outputs=[inputs.patched_model()],
+            hidden=[io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -45,5 +47,6 @@ class ApplyNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, **given: Any) -> io.NodeOutput:
-        """Patch the MODEL."""
-        return io.NodeOutput(run(cls.request(**given)))
+        """Patch the MODEL, and show what the encoder was given."""
+        request = cls.request(**given)
+        return io.NodeOutput(run(request), ui=request_view(cls, request))

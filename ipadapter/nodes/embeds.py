@@ -19,6 +19,7 @@ from ..embeds import (
     save_embeds,
 )
 from ..host.features import read, read_nothing
+from ..host.preview import request_view
 from ..host.request import Request, check_finite, chosen
 from ..images import blank_outside
 from ..paths import inside
@@ -55,6 +56,7 @@ class IPAdapterEncoder(io.ComfyNode):
                 EmbedsWire.Output("pos_embed", display_name="pos_embed"),
                 EmbedsWire.Output("neg_embed", display_name="neg_embed"),
             ],
+            hidden=[io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -72,7 +74,8 @@ class IPAdapterEncoder(io.ComfyNode):
         positive = read(pipeline, blank_outside(image, mask), request)
         negative = read_nothing(pipeline, positive)
         weighted = replace(positive.map(lambda tensor: tensor * weight), weight=weight)
-        return io.NodeOutput(weighted, negative)
+        request = replace(request, image=image, image_mask=mask)
+        return io.NodeOutput(weighted, negative, ui=request_view(cls, request))
 
 
 class IPAdapterCombineEmbeds(io.ComfyNode):

@@ -11,6 +11,7 @@ from ..faces import PACKS, PROVIDERS, MissingFace
 from ..host.apply import run
 from ..host.faces import load_face_analysis
 from ..host.features import face_pictures, read_faces
+from ..host.preview import encoder_view, request_view
 from ..host.unified import load_face_preset
 from ..presets import FACEID_PRESETS
 from ..spec import FaceVersion
@@ -139,9 +140,11 @@ class IPAdapterFaceID(ApplyNode):
         if request.image is None:
             raise ValueError("No reference picture: connect an IMAGE to image.")
         if not pipeline.adapter.spec.face_dim:
-            return io.NodeOutput(run(request), face_pictures(pipeline, request.image))
+            pictures = face_pictures(pipeline, request.image)
+            return io.NodeOutput(run(request), pictures, ui=request_view(cls, request))
         embeds, faces = read_faces(pipeline, request.image, request)
-        return io.NodeOutput(run(replace(request, pos_embed=embeds)), faces)
+        view = None if embeds.features is None else encoder_view(cls, request, {"faces": faces})
+        return io.NodeOutput(run(replace(request, pos_embed=embeds)), faces, ui=view)
 
 
 def _choices() -> list[io.Input]:

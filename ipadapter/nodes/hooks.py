@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..host.apply import injections_of
 from ..host.hooks import hook_group
+from ..host.preview import request_view
 from ..host.request import Request
 from . import inputs
 
@@ -50,12 +51,15 @@ class IPAdapterHook(io.ComfyNode):
                     "the pair it acts as on the MODEL; on the positive alone, only there.",
                 )
             ],
+            hidden=[io.Hidden.extra_pnginfo],
         )
 
     @classmethod
     def execute(cls, prev_hooks: Any = None, **given: Any) -> io.NodeOutput:
-        """Make the hook."""
-        return io.NodeOutput(hook_group(injections_of(Request(**given)), prev_hooks))
+        """Make the hook, and show what the encoder was given."""
+        request = Request(**given)
+        hooks = hook_group(injections_of(request), prev_hooks)
+        return io.NodeOutput(hooks, ui=request_view(cls, request))
 
 
 HOOKS: list[type[io.ComfyNode]] = [IPAdapterHook]

@@ -10,6 +10,7 @@ import node_helpers
 from comfy_api.latest import io
 
 from ..host.apply import run
+from ..host.preview import encoder_view
 from ..host.request import Request
 from . import inputs
 from .base import ApplyNode
@@ -163,9 +164,11 @@ class IPAdapterFromParams(ApplyNode):
 
     @classmethod
     def execute(cls, model: Any, ipadapter_params: Any, **given: Any) -> io.NodeOutput:
-        for region in regions_of(ipadapter_params):
+        regions = regions_of(ipadapter_params)
+        for region in regions:
             model = run(replace(Request(model, **given), **vars(region)))
-        return io.NodeOutput(model)
+        pictures = {f"region {number}": r.image for number, r in enumerate(regions, 1)}
+        return io.NodeOutput(model, ui=encoder_view(cls, Request(model, **given), pictures))
 
 
 REGIONAL: list[type[io.ComfyNode]] = [

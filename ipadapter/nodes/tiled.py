@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..host.apply import run
+from ..host.preview import encoder_view
 from ..host.request import Request
 from ..mask import check_mask
 from ..tiles import Tiles, tile_image
@@ -92,7 +93,9 @@ class IPAdapterTiled(ApplyNode):
 
     @classmethod
     def execute(cls, sharpening: float = 0.0, **given: Any) -> io.NodeOutput:
-        return io.NodeOutput(*run_tiled(cls.request(**given), sharpening))
+        request = cls.request(**given)
+        model, tiles, masks = run_tiled(request, sharpening)
+        return io.NodeOutput(model, tiles, masks, ui=encoder_view(cls, request, {"tiles": tiles}))
 
 
 class IPAdapterTiledBatch(IPAdapterTiled):

@@ -46,7 +46,7 @@ def editor(browser, server, vue: bool) -> Iterator[Editor]:
     }
     server.fetch("/api/settings", json.dumps(settings).encode())
     context = browser.new_context(viewport={"width": 1500, "height": 1000})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(60_000)
     context.route("**/*", lambda route: _local_only(route, server.url))
     page = context.new_page()
     errors: list[str] = []

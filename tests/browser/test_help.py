@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from PIL import Image
 from support.help import PAGES
 
 NAMES = ("IPAdapterUnifiedLoader", "IPAdapterMS", "IPAdapterWeights")
@@ -39,6 +40,59 @@ def test_loader_says_what_it_loaded(page, server, picture):
     assert re.match(r"\S+\.safetensors: .+ tokens, needs ", field.inner_text())
     page.shoot(picture)
     assert "result_text" not in json.dumps(page.prompt())
+    assert page.problems() == []
+
+
+# Pixels of the node below its widgets, the picture being one of them.
+SPARE = """() => {
+    const node = app.graph._nodes.find((node) => node.type === "IPAdapterEncoder");
+    return node.size[1] - node.computeSize()[1];
+}"""
+
+
+def encoder_graph(page):
+    """The Encoder node with a wide picture, and a node that makes it run, as a saved workflow."""
+    script = """(weight) => {
+        const add = (kind, x, y) => {
+            const node = LiteGraph.createNode(kind);
+            node.pos = [x, y];
+            return app.graph.add(node);
+        };
+        const encoder = add("IPAdapterEncoder", 620, 60);
+        const kinds = ["IPAdapterModelLoader", "LoadImage", "CLIPVisionLoader"];
+        const sources = kinds.map((kind, row) => add(kind, 260, [60, 360, 240][row]));
+        sources[1].widgets.find((widget) => widget.name === "image").value = "wide.png";
+        ["ipadapter", "image", "clip_vision"].forEach((name, index) =>
+            sources[index].connect(0, encoder, encoder.findInputSlot(name)));
+        encoder.connect(0, add("PreviewAny", 1020, 60), 0);
+        encoder.widgets.find((widget) => widget.name === "weight").value = weight;
+    }"""
+    # Another weight for each kind of page: a node that was cached has nothing to say.
+    page.page.evaluate(script, 0.5 if page.vue else 0.7)
+    saved = page.saved()
+    page.clear()
+    return saved
+
+
+def test_encoder_shows_what_it_sees(page, server, picture):
+    """The square on the node, and that a wide picture loses its sides."""
+    Image.linear_gradient("L").resize((480, 160)).save(server.base / "input" / "wide.png")
+    page.load(encoder_graph(page))
+    page.run()
+    drawn = """() => app.graph._nodes.find((node) => node.type === "IPAdapterEncoder")
+        .imgs?.some((image) => image.naturalWidth > 0)"""
+    if page.vue:
+        shown = page.page.locator("[data-node-id] img[src*='image_prompt_view']").first
+        loaded = "image => image.complete && [224, 336].includes(image.naturalWidth)"
+        page.page.wait_for_function(loaded, arg=shown.element_handle())
+    else:
+        page.page.wait_for_function(drawn)
+        page.settle()
+        assert page.page.evaluate(SPARE) >= 0, "the picture is drawn beyond the node"
+    fields = page.page.locator(".image-prompt-text").all_inner_texts()
+    (text,) = [text for text in fields if text.startswith("What the encoder sees")]
+    assert "480 x 160" in text and "IPAdapter Tiled" in text
+    page.shoot(picture)
     assert page.problems() == []
 
 

@@ -1,4 +1,5 @@
-// Shows the text that a node of this pack returns: what a loader found, a doctor's report.
+// Shows the text that a node of this pack returns: what a loader found, a doctor's report, what an
+// image encoder sees. The pictures beside such a text are drawn by the page itself.
 
 import { app } from "../../../scripts/app.js";
 import * as page from "./page.js";
@@ -6,6 +7,8 @@ import * as page from "./page.js";
 /** @typedef {import("./page.js").LGraphNode} LGraphNode */
 
 const LINE = 16;
+const LETTER = 6;
+const BESIDE = 36; // pixels of a node's width that the text cannot have
 const MOST_LINES = 16;
 const NAME = "result_text";
 
@@ -23,14 +26,18 @@ function fieldOf(node) {
   field.addEventListener("wheel", (event) => {
     if (field.scrollHeight > field.clientHeight) event.stopPropagation();
   });
-  page.place(node, NAME, field, () => heightOf(field.textContent ?? ""));
+  page.place(node, NAME, field, () => heightOf(field.textContent ?? "", node));
   return field;
 }
 
-/** @param {string} text */
-function heightOf(text) {
-  const lines = text.split("\n").length;
-  return LINE * Math.min(MOST_LINES, Math.max(lines, lines === 1 && text.length > 40 ? 2 : 1)) + 8;
+/**
+ * @param {string} text
+ * @param {LGraphNode} node
+ */
+function heightOf(text, node) {
+  const letters = Math.max(16, Math.floor((node.size[0] - BESIDE) / LETTER));
+  const rows = text.split("\n").map((line) => Math.max(1, Math.ceil(line.length / letters)));
+  return LINE * Math.min(MOST_LINES, rows.reduce((sum, count) => sum + count, 0)) + 8;
 }
 
 /**
@@ -42,7 +49,7 @@ export function show(node, given) {
   const field = fieldOf(node);
   field.textContent = text;
   field.title = text;
-  field.style.minHeight = `${heightOf(text)}px`;
+  field.style.minHeight = `${heightOf(text, node)}px`;
   page.grow(node);
 }
 
@@ -56,8 +63,16 @@ app.registerExtension({
   name: "ImagePrompt.ResultText",
   nodeCreated(node) {
     if (!page.isOurNode(node)) return;
-    page.after(node, "onExecuted", (/** @type {{text?: unknown}} */ output) => {
+    let grown = true;
+    page.after(node, "onExecuted", (/** @type {{text?: unknown, images?: unknown}} */ output) => {
       if (output?.text) show(node, output.text);
+      grown = !output?.images;
+    });
+    // The classic canvas makes room for pictures once they have loaded, not counting the text.
+    page.after(node, "onDrawForeground", () => {
+      if (grown || !node.imgs?.length) return;
+      grown = true;
+      page.grow(node);
     });
   },
 });

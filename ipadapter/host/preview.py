@@ -1,0 +1,71 @@
+"""What the image encoder sees, as a picture and a line of text on the node in the editor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..images import blank_outside, clip_image, crop_warning
+from .request import Request
+from .vision import image_size
+
+MOST = 4  # pictures shown
+
+
+def queued_by_editor(node: type[io.ComfyNode]) -> bool:
+    """Whether somebody looks: the editor sends its workflow along, programs rarely do."""
+    info = node.hidden.extra_pnginfo if node.hidden else None
+    return bool(info) and "workflow" in info
+
+
+def request_view(node: type[io.ComfyNode], request: Request) -> dict[str, Any] | None:
+    """`encoder_view` of a request's pictures; None for adapters that read faces, not pictures."""
+    if request.pipeline.adapter.spec.face_dim:
+        return None
+    pictures = {"image": request.image, "image_composition": request.image_composition}
+    return encoder_view(node, request, pictures, request.image_mask)
+
+
+def encoder_view(
+    node: type[io.ComfyNode],
+    request: Request,
+    pictures: dict[str, Tensor | None],
+    mask: Tensor | None = None,
+) -> dict[str, Any] | None:
+    """The node's `ui` entry: the squares that the encoder is given, and what they leave out.
+
+    pictures: (images, height, width, channels) by name, those that are not connected as None.
+    mask: the part that is read. None where nobody looks or nothing is encoded.
+    """
+    given = {name: picture for name, picture in pictures.items() if picture is not None}
+    encoder = request.pipeline.clip_vision
+    if not given or encoder is None or not queued_by_editor(node):
+        return None
+    size = image_size(encoder)
+    shown = [
+        clip_image(blank_outside(picture[:MOST], mask), size, name=name)
+        for name, picture in given.items()
+    ]
+    warnings = [crop_warning(picture, name=name) for name, picture in given.items()]
+    return _shown(shown, [_caption(given, size), *filter(None, warnings)])
+
+
+def _shown(pictures: list[Tensor], lines: list[str]) -> dict[str, Any]:
+    # Not PreviewImage: it draws its file names from the global random state.
+    images = [
+        saved
+        for squares in pictures
+        for saved in ui.ImageSaveHelper.save_images(
+            squares, "image_prompt_view", io.FolderType.temp, cls=None, compress_level=1
+        )
+    ]
+    return {"images": images, "text": ["\n".join(lines)]}
+
+
+def _caption(given: dict[str, Tensor], size: int) -> str:
+    total = sum(len(picture) for picture in given.values())
+    seen = sum(min(len(picture), MOST) for picture in given.values())
+    count = f", {seen} of {total} pictures" if seen < total else ""
+    return f"What the encoder sees: {size} x {size} px{count}"
