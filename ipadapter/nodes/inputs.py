@@ -47,16 +47,10 @@ def weight(
     high: float = 5.0,
     default: float = 1.0,
     step: float = 0.05,
+    tooltip: str = "Strength of the image prompt. 0: off. Typical: 0.5 to 0.8 with a text prompt, "
+    "1.0 without.",
 ) -> io.Input:
-    return io.Float.Input(
-        name,
-        default=default,
-        min=low,
-        max=high,
-        step=step,
-        tooltip="Strength of the image prompt. 0: off. Typical: 0.5 to 0.8 with a text prompt, 1.0 "
-        "without.",
-    )
+    return io.Float.Input(name, default=default, min=low, max=high, step=step, tooltip=tooltip)
 
 
 def weight_type() -> io.Input:

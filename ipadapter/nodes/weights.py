@@ -150,8 +150,12 @@ class IPAdapterCombineWeights(io.ComfyNode):
             category="ipadapter/utils",
             description="Puts the frames of two weights nodes one after the other.",
             inputs=[
-                inputs.weight("weights_1", 0.0, 1.0, 0.0),
-                inputs.weight("weights_2", 0.0, 1.0, 0.0),
+                _list(
+                    "weights_1",
+                    "Weights of the first frames: connect weights of IPAdapter "
+                    "Weights. A number typed here is one frame.",
+                ),
+                _list("weights_2", "Weights of the frames that follow."),
             ],
             outputs=[
                 io.Float.Output(display_name="weights", tooltip="A weight per frame."),
@@ -167,6 +171,10 @@ class IPAdapterCombineWeights(io.ComfyNode):
 
 def _frames(name: str, default: int, tooltip: str) -> io.Input:
     return io.Int.Input(name, default=default, min=0, max=MAX_FRAMES, tooltip=tooltip)
+
+
+def _list(name: str, tooltip: str) -> io.Input:
+    return inputs.weight(name, 0.0, 1.0, 0.0, tooltip=tooltip)
 
 
 def _strategy() -> io.Input:

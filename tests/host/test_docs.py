@@ -82,6 +82,14 @@ def test_locales_name_every_category(nodes: dict[str, Any], language: str) -> No
     assert found["nodeCategories"].keys() == parts
 
 
+def test_search_words_belong_to_nodes_and_reach_hosts_that_know_them(host: Any) -> None:
+    search = host.module("ipadapter.nodes.search")
+    assert search.ALIASES.keys() <= set(host.node_ids)
+    schema = host.node("IPAdapterTiled").GET_SCHEMA()
+    if hasattr(schema, "search_aliases"):
+        assert {"image prompt", "wide picture"} <= set(schema.search_aliases)
+
+
 def test_files_of_presets_have_an_encoder() -> None:
     text = manual.files_section("IPAdapterModelLoader")
     assert "PLUS (high strength): ip-adapter-plus_sd15.safetensors, encoder ViT-H" in text
