@@ -20,10 +20,10 @@ def queued_by_editor(node: type[io.ComfyNode]) -> bool:
     return bool(info) and "workflow" in info
 
 
-def request_view(node: type[io.ComfyNode], request: Request) -> dict[str, Any] | None:
-    """`encoder_view` of a request's pictures; None for adapters that read faces, not pictures."""
+def request_view(node: type[io.ComfyNode], request: Request) -> dict[str, Any]:
+    """`encoder_view` of a request's pictures; empty for adapters that read faces, not pictures."""
     if request.pipeline.adapter.spec.face_dim:
-        return None
+        return {}
     pictures = {"image": request.image, "image_composition": request.image_composition}
     return encoder_view(node, request, pictures, request.image_mask)
 
@@ -33,16 +33,16 @@ def encoder_view(
     request: Request,
     pictures: dict[str, Tensor | None],
     mask: Tensor | None = None,
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """The node's `ui` entry: the squares that the encoder is given, and what they leave out.
 
     pictures: (images, height, width, channels) by name, those that are not connected as None.
-    mask: the part that is read. None where nobody looks or nothing is encoded.
+    mask: the part that is read. Empty where nobody looks or nothing is encoded.
     """
     given = {name: picture for name, picture in pictures.items() if picture is not None}
     encoder = request.pipeline.clip_vision
     if not given or encoder is None or not queued_by_editor(node):
-        return None
+        return {}
     size = image_size(encoder)
     shown = [
         clip_image(blank_outside(picture[:MOST], mask), size, name=name)

@@ -143,7 +143,7 @@ class IPAdapterFaceID(ApplyNode):
             pictures = face_pictures(pipeline, request.image)
             return io.NodeOutput(run(request), pictures, ui=request_view(cls, request))
         embeds, faces = read_faces(pipeline, request.image, request)
-        view = None if embeds.features is None else encoder_view(cls, request, {"faces": faces})
+        view = {} if embeds.features is None else encoder_view(cls, request, {"faces": faces})
         return io.NodeOutput(run(replace(request, pos_embed=embeds)), faces, ui=view)
 
 
