@@ -60,16 +60,17 @@ def mask_rows(
 
 def _resized(mask: Tensor, height: int, width: int, crop: Crop | None) -> Tensor:
     """(masks, H, W) -> (masks, height, width)"""
+    planes = mask.unsqueeze(1)
     if crop is not None:
         grid = _sample_grid(crop, height, width).to(mask.device).expand(mask.shape[0], -1, -1, -1)
-        return functional.grid_sample(
-            mask.unsqueeze(1), grid, padding_mode="border", align_corners=False
-        ).squeeze(1)
-    if mask.shape[-2:] == (height, width):
+        made = functional.grid_sample(planes, grid, padding_mode="border", align_corners=False)
+    elif mask.shape[-2:] == (height, width):
         return mask
-    return functional.interpolate(mask.unsqueeze(1), size=(height, width), mode="bilinear").squeeze(
-        1
-    )
+    else:
+        made = functional.interpolate(planes, size=(height, width), mode="bilinear")
+    # The weights of a mean may add up to a little more or less than 1: a mask of ones stays one.
+    low, high = mask.amin((1, 2), keepdim=True), mask.amax((1, 2), keepdim=True)
+    return made.squeeze(1).clamp(low, high)
 
 
 def _sample_grid(crop: Crop, height: int, width: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Damaged model and embeds files: each is refused with its name, in bounded time and memory.
 
-The whole of it, with every byte of every header changed in turn: add `-m slow`.
+The whole of it, with every byte of every header changed in turn: add `-m "slow or not slow"`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.adapters import flat, synthetic_adapter
+from support.bounds import MEASURES_MEMORY, forget_peak, peak
 
 from ipadapter.adapter import Adapter
 from ipadapter.checkpoint import read_checkpoint
@@ -30,7 +31,6 @@ from ipadapter.spec import EmbedSource, Family
 SECONDS = 3.0  # of processor time, per file
 SLACK = 16 << 20  # bytes that any case may take, whatever its file's size
 SPECIAL = (0x00, 0xFF, ord("9"), ord('"'))
-STATUS = Path("/proc/self/status")
 TINY = synthetic_adapter(Family.STANDARD, "SD1.5", tiny=True, device="cpu")
 
 Use = Callable[[Path], object]
@@ -71,23 +71,19 @@ def write_old_embeds(path: Path) -> Use:
     return load_embeds
 
 
+def write_legacy_embeds(path: Path) -> Use:
+    torch.save(torch.ones(2, 64), path, _use_new_zipfile_serialization=False)
+    return load_embeds
+
+
 KINDS: dict[str, Callable[[Path], Use]] = {
     "adapter.safetensors": write_safetensors,
     "adapter.bin": write_zip,
     "legacy.bin": write_legacy,
     "embeds.ipadpt.safetensors": write_embeds,
     "old.ipadpt": write_old_embeds,
+    "legacy.ipadpt": write_legacy_embeds,
 }
-
-
-def peak() -> tuple[int, int]:
-    """Bytes this process holds, and the most it has held since `forget_peak`."""
-    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    return tuple(int(lines[name].split()[0]) << 10 for name in ("VmRSS", "VmHWM"))
-
-
-def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 class Bounds:
@@ -97,7 +93,7 @@ class Bounds:
         self.cases = self.refused = self.most = 0
         self.slowest = 0.0
         self.name = ""
-        self.measures_memory = STATUS.exists()
+        self.measures_memory = MEASURES_MEMORY
 
     def check(self, path: Path, use: Use, what: str) -> None:
         """Use a file; only the errors that the pack promises may come, soon and without bulk."""
@@ -281,6 +277,7 @@ def absurd_pickles() -> dict[str, bytes]:
         "a tensor of 2**33 numbers in 4 bytes": saved({"image_proj": {"proj.weight": wide}}),
         "the same in the old format": saved({"image_proj": {"proj.weight": wide}}, False),
         "the same as embeds": saved(wide.view(1, -1)),
+        "the same as embeds in the old format": saved(wide.view(1, -1), False),
         "layers of 2**40 numbers in 4 bytes": saved({**TINY, "ip_adapter": layers}),
         "a compressed bomb": compressed(saved(TINY)),
         "an empty dict": saved({}),
@@ -298,7 +295,7 @@ def absurd_pickles() -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("kind", ["adapter.bin", "old.ipadpt"])
+@pytest.mark.parametrize("kind", ["adapter.bin", "legacy.bin", "old.ipadpt", "legacy.ipadpt"])
 def test_absurd_pickles(tmp_path: Path, kind: str, bounds: Bounds) -> None:
     path = tmp_path / kind
     use = KINDS[kind](path)

@@ -7,7 +7,7 @@ import json
 import pickle
 import struct
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -106,9 +106,11 @@ def flux_model() -> Any:
     import comfy.model_patcher
     import comfy.ops
     import comfy.supported_models
-    from comfy.ldm.flux.model import Flux
+    from comfy.ldm.flux.model import Flux, FluxParams
 
+    newer = {field.name for field in fields(FluxParams)} & {"txt_ids_dims"}  # beyond 0.3.75
     config = {
+        **{name: [] for name in newer},
         "image_model": "flux",
         "in_channels": 16,
         "out_channels": 16,

@@ -277,11 +277,12 @@ def test_kolors_takes_pictures_of_336_pixels(host: Any) -> None:
 
 
 def dino(path: Path) -> Any:
-    """A DINOv2 encoder of one layer."""
+    """A DINOv2-large encoder of one layer, made from giant's settings, which every host has."""
     import comfy.clip_vision
 
-    config = Path(comfy.clip_vision.__file__).parent / "image_encoders" / "dino2_large.json"
-    settings = {**json.loads(config.read_text("utf-8")), "num_hidden_layers": 1}
+    config = Path(comfy.clip_vision.__file__).parent / "image_encoders" / "dino2_giant.json"
+    large = {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 1}
+    settings = json.loads(config.read_text("utf-8")) | large
     path.write_text(json.dumps(settings), "utf-8")
     return comfy.clip_vision.ClipVisionModel(str(path))
 

@@ -138,8 +138,10 @@ def _choices(options: dict[str, Any]) -> str:
 
 
 def _is_files(values: list[Any]) -> bool:
-    """Whether a list shows what lies in a folder of this machine."""
-    return any(re.search(r"\.(safetensors|bin|pt|ipadpt)$", str(value)) for value in values)
+    """Whether a list shows what lies in a folder of this machine, files or folders."""
+    return values[0] == "(none)" or any(
+        re.search(r"\.(safetensors|bin|pt|ipadpt)$", str(value)) for value in values
+    )
 
 
 def english(info: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import os
 import sys
 import uuid
@@ -121,8 +122,10 @@ class Host:
         if self._executor is None:
             from execution import CacheType, PromptExecutor
 
-            arguments = {"cache_type": CacheType.CLASSIC, "cache_args": {"lru": 0, "ram": 0.0}}
-            self._executor = PromptExecutor(self._listener, **arguments)
+            # ComfyUI 0.3.52 has cache_size instead, for another kind of cache.
+            known = inspect.signature(PromptExecutor).parameters
+            sizes = {"cache_args": {"lru": 0, "ram": 0.0}} if "cache_args" in known else {}
+            self._executor = PromptExecutor(self._listener, cache_type=CacheType.CLASSIC, **sizes)
         return self._executor
 
     async def _validate_and_execute(

@@ -301,8 +301,11 @@ def attention_couple(host: Any, scene: Scene) -> Scene:
 
 def context_windows(host: Any, scene: Scene) -> Scene:
     """Core context windows over the batch."""
+    # Newer hosts want to be told whether noise is the same in every window.
+    newer = set(host.node("ContextWindowsManual").INPUT_TYPES()["required"]) & {"freenoise"}
     (model,) = host.call(
         "ContextWindowsManual",
+        **dict.fromkeys(newer, False),
         model=scene.model,
         context_length=4,
         context_overlap=1,

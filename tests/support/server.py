@@ -26,13 +26,14 @@ def script(name: str) -> ModuleType:
 
 
 @contextmanager
-def running(base: Path) -> Iterator:
-    """A server with the pack and the demo's models in the base directory `base`."""
+def running(base: Path, packs: dict[str, Path] | None = None) -> Iterator:
+    """A server with the pack and the demo's models in the base directory `base`; `packs`: others
+    beside it, by name."""
     host = os.environ.get("COMFYUI_PATH")
     if not host:
         pytest.skip("needs COMFYUI_PATH; scripts/test.py sets it")
     comfy_server, environment = script("comfy_server"), script("environment")
-    comfy_server.make_base(base, {environment.NAME: ROOT})
+    comfy_server.make_base(base, {environment.NAME: ROOT, **(packs or {})})
     models = script("demo").demo_models()
     for source in models.rglob("*.safetensors"):
         link_file(source, base / "models" / source.relative_to(models))
