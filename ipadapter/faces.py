@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .paths import below
 from .tensorfile import refuse_downloaded_text
 
 if TYPE_CHECKING:
@@ -134,8 +135,11 @@ def crop_size_for(base_name: str) -> int:
 
 
 def check_pack(folder: Path, pack: str) -> Path:
-    """The folder of an unpacked model pack; FileNotFoundError says what is wrong with its place."""
-    location = folder / "models" / pack
+    """The folder of an unpacked model pack; FileNotFoundError says what is wrong with its place.
+
+    ValueError for a name that leads out of `folder`/models.
+    """
+    location = below(folder / "models", pack)
     models = sorted(location.glob("*.onnx"))
     if not models:
         raise FileNotFoundError(_pack_message(location, _misplaced(folder, pack)))

@@ -21,6 +21,16 @@ def inside(folder: Path, name: str) -> Path:
     absolute, with "..", through a link to the outside, or reserved on Windows. The same names are
     good on every system, so that a workflow made on one runs on the other.
     """
+    root = Path(folder).resolve()
+    path = below(root, name).resolve()
+    if not path.is_relative_to(root):
+        raise ValueError(f'"{name}" is a link out of its folder. Give a name below {folder}.')
+    return path
+
+
+def below(folder: Path, name: str) -> Path:
+    """The path of `name` below `folder`, for reading: links that the owner of the folder made are
+    followed. ValueError as `inside` has it, for the name alone."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in parts:
         raise ValueError(f'"{name}" leads out of its folder. Give a name below {folder}.')
@@ -28,11 +38,7 @@ def inside(folder: Path, name: str) -> Path:
         raise ValueError("Expected a file name, got an empty one.")
     for part in parts:
         _check_part(part, name)
-    root = Path(folder).resolve()
-    path = root.joinpath(*parts).resolve()
-    if not path.is_relative_to(root):
-        raise ValueError(f'"{name}" is a link out of its folder. Give a name below {folder}.')
-    return path
+    return Path(folder).joinpath(*parts)
 
 
 def write_numbered(stem: Path, suffix: str, write: Callable[[Path], object]) -> Path:

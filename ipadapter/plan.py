@@ -13,6 +13,8 @@ from .folding import EmbedsScaling, LayerKeyValue, fold
 from .layers import Layer, LayerRule, Strengths, UNetLayout, WeightType, layer_rules
 from .prompt import ImagePrompt
 
+MOST_WEIGHT = 1000.0  # far beyond use, and keys and values still fit half precision
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -30,15 +32,20 @@ class Plan:
     factors: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse weights that are no numbers."""
+        """Refuse weights that are no numbers, and those that would end in NaN while sampling."""
         if not self.weights:
             raise ValueError(
                 "The list of weights is empty: expected one weight, or one per latent."
             )
-        for number, weight in enumerate(self.weights):
-            if not math.isfinite(weight):
+        named = [(f"Weight {number}", weight) for number, weight in enumerate(self.weights)]
+        named += [
+            (f"Strength of layer {key}", value) for key, value in (self.factors or {}).items()
+        ]
+        for name, value in named:
+            if not math.isfinite(value) or abs(value) > MOST_WEIGHT:
                 raise ValueError(
-                    f"Weight {number} is {weight}: expected a finite number, usually 0 to 1.2."
+                    f"{name} is {value}: expected a finite number, usually 0 to 1.2 and at most "
+                    f"{MOST_WEIGHT:g}."
                 )
 
     def rules(self, layout: UNetLayout) -> tuple[tuple[LayerRule, ...], ...]:

@@ -236,6 +236,31 @@ def test_pack_in_the_wrong_place(
     )
 
 
+@pytest.mark.parametrize("name", ["../out", "..", "a/../../out", "..\\out", "C:\\out", "con", ""])
+def test_a_pack_lies_below_the_models(tmp_path: Path, name: str) -> None:
+    root, outside = tmp_path / "insightface", tmp_path / "out"
+    for folder in (outside, root / "out", root / "models" / "pack"):
+        folder.mkdir(parents=True)
+        (folder / "det_10g.onnx").write_bytes(b"onnx" * 30)
+    for bad in (name, str(outside)):
+        with pytest.raises(ValueError, match="out of its folder|reserves|empty one"):
+            faces.check_pack(root, bad)
+    assert faces.check_pack(root, "pack") == root / "models" / "pack"
+
+
+def test_a_pack_may_lie_on_another_disk(tmp_path: Path) -> None:
+    """As with all model folders, the links of the folder's owner are followed."""
+    root, outside = tmp_path / "insightface", tmp_path / "out"
+    outside.mkdir()
+    (outside / "det_10g.onnx").write_bytes(b"onnx" * 30)
+    (root / "models").mkdir(parents=True)
+    try:
+        (root / "models" / "linked").symlink_to(outside, target_is_directory=True)
+    except OSError:
+        pytest.skip("this system lets no ordinary user make links")
+    assert faces.check_pack(root, "linked") == root / "models" / "linked"
+
+
 def test_incomplete_and_damaged_packs(models: Path, tmp_path: Path) -> None:
     pytest.importorskip("insightface")
     for left_out, message in (("det_10g", "no face detector"), ("w600k_r50", "no face recogniser")):

@@ -357,6 +357,7 @@ INPUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "picture of NaN": ({"image": torch.full((1, 16, 16, 3), NAN)}, ("image", "NaN")),
     "weight NaN": ({"weight": NAN}, ("Weight 0 is nan", "expected a finite number")),
     "weight infinite": ({"weight": INF}, ("Weight 0 is inf", "expected a finite number")),
+    "weight far out": ({"weight": -1e30}, ("Weight 0 is -1e+30", "at most 1000")),
     "no weights": ({"weight": []}, ("list of weights is empty",)),
     "start after end": (
         {"start_at": 0.8, "end_at": 0.2},

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from support.server import ROOT, running
-from support.soak_graphs import write_models
 from support.soak_run import PROBE, Soak, with_adapters
 from support.soaking import save
 
 OUTPUT = ROOT / "tests" / "output" / "soak_short.png"
-PROMPTS = 24
+PROMPTS = 16
 
 
-def test_prompts_interrupts_and_two_clients(tmp_path: Path, record_property: Any) -> None:
-    report = with_adapters(tmp_path, PROMPTS, interrupts=1, rounds=1)
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A server that tells what is alive in it."""
+    with running(tmp_path_factory.mktemp("probed"), PROBE) as server:
+        yield server
+
+
+def test_prompts_interrupts_and_two_clients(probed: Any, record_property: Any) -> None:
+    report = with_adapters(probed, PROMPTS, interrupts=1, rounds=1)
     save({"with adapters": report}, OUTPUT)
     record_property("measured", f"soak: {report}")
     assert report.faults == []
-    assert report.gained()
+    assert report.gained() and report.files
 
 
-def test_a_leak_is_seen(tmp_path: Path) -> None:
+def test_a_leak_is_seen(probed: Any) -> None:
     """One that keeps every MODEL, as a cache without an end would."""
-    with running(tmp_path, PROBE) as server:
-        write_models(server.base / "models")
-        run = Soak(server, leak=True)
-        run.prompts(PROMPTS)
-    assert any("AttentionPatch" in fault for fault in run.report.faults), run.report
+    run = Soak(probed, leak=True)
+    run.prompts(PROMPTS)
+    assert any("more AttentionPatch are alive" in fault for fault in run.report.faults)

@@ -47,13 +47,14 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="the PNG to write")
     options = parser.parse_args()
     count = LONG if options.long else options.prompts
-    run, soaking = support("soak_run"), support("soaking")
+    run, soaking, running = support("soak_run"), support("soaking"), support("server").running
+    rounds = max(2, count // 50)
     reports = {}
     with tempfile.TemporaryDirectory() as base:
-        rounds = max(2, count // 50)
-        reports["with adapters"] = run.with_adapters(Path(base) / "with", count, rounds, rounds)
-        soaking.save(reports, options.output)
-        reports["control, without"] = run.control(Path(base) / "without", count)
+        with running(Path(base) / "with", run.PROBE) as server:
+            reports["with adapters"] = run.with_adapters(server, count, rounds, rounds)
+        with running(Path(base) / "without", run.PROBE) as server:
+            reports["control, without"] = run.control(server, count)
     soaking.save(reports, options.output)
     lines = [f"{name}: {report}" for name, report in reports.items()]
     faults = [fault for report in reports.values() for fault in report.faults]

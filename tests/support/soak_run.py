@@ -16,7 +16,7 @@ from PIL import Image
 from ipadapter.checkpoint import read_checkpoint
 from ipadapter.embeds import load_embeds
 
-from .server import ROOT, running, script
+from .server import ROOT, script
 from .soak_graphs import (
     ADAPTERS,
     LONG_WORK,
@@ -46,6 +46,7 @@ class Soak:
         self.make, self.leak = graph if adapters else plain_graph, leak
         self.dice, self.report = random.Random(1), Report()
         self.usual = Settings()
+        self.noting = False
         self._finish(server.queue({"1": node("SoakBudget", kilobytes=CACHE)}))
         self.expected = self.picture(self.usual)
 
@@ -55,17 +56,18 @@ class Soak:
         wires = {"model": made["10"]["inputs"]["model"], "images": ["11", 0]}
         made["13"] = node("SoakProbe", **wires, census=census, keep=self.leak)
         entry = self._finish(self.server.queue(made))
-        self._note(settings, json.loads(entry["outputs"]["13"]["text"][0]))
+        if self.noting:
+            self._note(settings, json.loads(entry["outputs"]["13"]["text"][0]))
         return self._digest(entry)
 
     def prompts(self, count: int) -> None:
         """Queue `count` different prompts; the usual one must give what it gave at first."""
-        started = time.monotonic()
+        started, self.noting = time.monotonic(), True
         for number in range(count):
             self.picture(Settings.drawn(self.dice))
             if number % CENSUS == 0 or number == count - 1:
                 self.picture(self.usual, census=True)
-        self.report.seconds += time.monotonic() - started
+        self.report.seconds, self.noting = time.monotonic() - started, False
         self.check("the last prompt")
         self._judge()
 
@@ -138,7 +140,9 @@ class Soak:
         """Keep what the probe told."""
         self.report.memory.append(told["resident"])
         if "census" in told:
-            self.report.census[len(self.report.memory) - 1] = told["census"]
+            number = len(self.report.memory) - 1
+            self.report.census[number] = told["census"]
+            self.report.trimmed[number] = told["trimmed"]
         seen = self.report.patches.setdefault(settings.weight_type, [])
         if told["patches"] not in seen:
             seen.append(told["patches"])
@@ -167,20 +171,18 @@ class Soak:
             return hashlib.sha256(opened.tobytes()).hexdigest()
 
 
-def with_adapters(base: Path, prompts: int, interrupts: int, rounds: int) -> Report:
-    """All of it on one server."""
-    with running(base, PROBE) as server:
-        write_models(server.base / "models")
-        run = Soak(server)
-        run.prompts(prompts)
-        run.interrupts(interrupts)
-        run.clients(rounds)
+def with_adapters(server: Any, prompts: int, interrupts: int, rounds: int) -> Report:
+    """All of it on one server, which has the probe."""
+    write_models(server.base / "models")
+    run = Soak(server)
+    run.prompts(prompts)
+    run.interrupts(interrupts)
+    run.clients(rounds)
     return run.report
 
 
-def control(base: Path, prompts: int) -> Report:
+def control(server: Any, prompts: int) -> Report:
     """The same number of prompts without an adapter on another server: the host's own memory."""
-    with running(base, PROBE) as server:
-        run = Soak(server, adapters=False)
-        run.prompts(prompts)
+    run = Soak(server, adapters=False)
+    run.prompts(prompts)
     return run.report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,10 +12,15 @@ COLOURS = ("#0060c0", "#c05000")
 SIZE, EDGE = (900, 420), 55
 
 
-def slope(values: Sequence[float]) -> float:
-    """Rise per entry: a median over distant pairs, which single jumps do not move."""
-    kept = list(enumerate(values))
-    pairs = [(b - a) / (j - i) for i, a in kept for j, b in kept[i + 1 :] if j - i > len(kept) // 4]
+def slope(points: Mapping[int, float]) -> float:
+    """Rise per step after the first quarter: a median over distant pairs, which jumps do not
+    move."""
+    kept = sorted(points.items())
+    kept = kept[len(kept) // 4 :]
+    far = len(kept) // 4
+    pairs = [
+        (b - a) / (j - i) for number, (i, a) in enumerate(kept) for j, b in kept[number + 1 + far :]
+    ]
     return statistics.median(pairs) if pairs else 0.0
 
 
@@ -23,12 +28,14 @@ def slope(values: Sequence[float]) -> float:
 class Report:
     """What one server did.
 
-    memory: KB resident after each prompt. census: what was alive after some of them, by prompt.
+    memory: KB resident after each prompt. trimmed: the same after some of them, once freed memory
+    was given back. census: what was alive then.
     patches: for each way of applying, every different set of patches that its MODELs had.
     interrupted: what interrupts hit. files: saved ones that were read again.
     """
 
     memory: list[float] = field(default_factory=list)
+    trimmed: dict[int, float] = field(default_factory=dict)
     census: dict[int, dict[str, int]] = field(default_factory=dict)
     patches: dict[str, list[dict[str, int]]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
@@ -37,19 +44,15 @@ class Report:
     seconds: float = 0.0
 
     @property
-    def settled(self) -> list[float]:
-        """Memory without the first quarter, the warm-up."""
-        return self.memory[len(self.memory) // 4 :]
-
-    @property
     def slope(self) -> float:
-        """KB per prompt after warm-up."""
-        return slope(self.settled)
+        """KB per prompt of memory in use: what the C library keeps for later is given back first,
+        and the prompts are the same."""
+        return slope(self.trimmed)
 
     @property
-    def growth(self) -> float:
-        """KB from the end of the warm-up to the end."""
-        return self.settled[-1] - self.settled[0]
+    def slope_before(self) -> float:
+        """KB per prompt of resident memory as it is."""
+        return slope(dict(enumerate(self.memory)))
 
     def gained(self) -> dict[str, int]:
         """What is alive at the end and was not at the first census after the warm-up."""
@@ -61,7 +64,7 @@ class Report:
         gained = ", ".join(f"{count:+d} {name}" for name, count in self.gained().items())
         return (
             f"{len(self.memory)} prompts in {self.seconds:.0f} s: {self.slope:+.2f} KB per prompt "
-            f"after warm-up, {self.growth / 1024:+.1f} MB in all, {len(self.faults)} faults"
+            f"in use after warm-up, {self.slope_before:+.2f} KB resident; {len(self.faults)} faults"
             + (f"; alive: {gained}" if gained else "")
             + "".join(f"; {count} x {where}" for where, count in sorted(self.interrupted.items()))
             + (f"; {self.files} saved files whole" if self.files else "")
@@ -77,10 +80,11 @@ def save(reports: dict[str, Report], path: Path) -> None:
 
 
 def draw(reports: dict[str, Report], path: Path) -> None:
-    """Resident memory over prompts, a line per report."""
+    """Resident memory over prompts, two lines per report."""
     from PIL import Image, ImageDraw
 
     every = [value for report in reports.values() for value in report.memory]
+    every += [value for report in reports.values() for value in report.trimmed.values()]
     low, high = min(every), max(every)
     most = max(len(report.memory) for report in reports.values())
     sheet = Image.new("RGB", SIZE, "white")
@@ -88,16 +92,23 @@ def draw(reports: dict[str, Report], path: Path) -> None:
     width, height = SIZE[0] - 2 * EDGE, SIZE[1] - 2 * EDGE
     pen.rectangle((EDGE, EDGE, EDGE + width, EDGE + height), outline="#bbb")
     for row, ((name, report), colour) in enumerate(zip(reports.items(), COLOURS, strict=False)):
-        points = [
-            (
-                EDGE + number / max(most - 1, 1) * width,
-                EDGE + height * (1 - (value - low) / max(high - low, 1.0)),
-            )
-            for number, value in enumerate(report.memory)
-        ]
-        pen.line(points, fill=colour, width=2)
+        for line, thickness in zip(lines(report), (1, 3), strict=True):
+            points = [
+                (
+                    EDGE + number / max(most - 1, 1) * width,
+                    EDGE + height * (1 - (value - low) / max(high - low, 1.0)),
+                )
+                for number, value in line.items()
+            ]
+            pen.line(points, fill=colour, width=thickness)
         pen.text((EDGE, 8 + 16 * row), f"{name}: {report}"[:140], colour)
     pen.text((8, EDGE), f"{high / 1024:.0f} MB", "black")
     pen.text((8, EDGE + height - 10), f"{low / 1024:.0f} MB", "black")
-    pen.text((EDGE, EDGE + height + 8), f"prompts 1 to {most}; resident memory", "black")
+    said = f"prompts 1 to {most}; thin: resident memory, thick: after freed memory is given back"
+    pen.text((EDGE, EDGE + height + 8), said, "black")
     sheet.save(path)
+
+
+def lines(report: Report) -> tuple[dict[int, float], dict[int, float]]:
+    """What is drawn: memory by prompt, as it is and trimmed."""
+    return dict(enumerate(report.memory)), report.trimmed
