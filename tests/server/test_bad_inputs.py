@@ -525,19 +525,27 @@ def place(server: Any) -> Iterator[Place]:
     assert not list(server.base.glob("escaped*"))
 
 
+def answer(place: Place, row: Row) -> tuple[str, tuple[str, ...]]:
+    """What the user reads when the graph is queued, and what must be said in it."""
+    server_error = script("comfy_server").ServerError
+    try:
+        message = script("comfy_server").error_of(place.queue(row.change)) or ""
+    except server_error as refusal:
+        if row.node == REFUSED:
+            return str(refusal), row.said
+        # Hosts newer than 0.3.75 check the values of lists themselves, before anything runs.
+        return str(refusal), (row.node, "Value not in list")
+    assert bool(message) == bool(row.node), message
+    assert message.startswith(f"{row.node}: " if row.node else ""), message
+    return message, row.said
+
+
 @pytest.mark.parametrize(("number", "row"), list(enumerate(ROWS)), ids=[row.name for row in ROWS])
 def test_bad_input(place: Place, number: int, row: Row) -> None:
-    if row.node == REFUSED:
-        with pytest.raises(script("comfy_server").ServerError) as caught:
-            place.queue(row.change)
-        message = str(caught.value)
-    else:
-        message = script("comfy_server").error_of(place.queue(row.change)) or ""
-        assert bool(message) == bool(row.node), message
-        assert message.startswith(f"{row.node}: " if row.node else ""), message
+    message, said = answer(place, row)
     assert not place.mark.exists()
     position = 0
-    for part in row.said:
+    for part in said:
         assert part in message[position:], f"{part!r} is not said (or too early) in: {message}"
         position = message.index(part, position) + len(part)
     if number % CHECKED_EVERY == CHECKED_EVERY - 1:
