@@ -3,7 +3,7 @@ they are needed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import compress, repeat
@@ -19,8 +19,9 @@ from .projection import build_projector, require_finite
 from .prompt import ImagePrompt
 from .recent import Recent, digest
 from .spec import AdapterSpec, identify
+from .streamed import pieces
 
-ITEMS_AT_ONCE = 64  # per-latent prompts that are on the compute device together
+TOKENS_AT_ONCE = 1024  # of per-latent prompts, together on the compute device
 _KEPT = 128 << 20  # bytes of tokens, keys and values kept per adapter
 
 
@@ -56,8 +57,13 @@ class Adapter:
 
     @cached_property
     def projector(self) -> torch.nn.Module:
-        """The image projector in fp32 on the CPU, built at first use."""
-        return build_projector(self.spec, self.checkpoint.image_proj, self.name).float()
+        """The image projector, which computes in fp32 on the CPU; built at first use. Its matrices
+        stay in the file."""
+        projector = build_projector(self.spec, self.checkpoint.image_proj, self.name)
+        for parameter in projector.parameters():
+            if parameter.ndim != 2:  # biases, norms, latents
+                parameter.data = parameter.data.float()
+        return projector
 
     @cached_property
     def layer_ids(self) -> tuple[int, ...]:
@@ -86,32 +92,43 @@ class Adapter:
         if prompt.second is not None:
             tokens[Source.SECOND_IMAGE] = prompt.second
         content = digest(*tokens.values())
+        rows = torch.cat([kind.cpu().float().flatten(0, 1) for kind in tokens.values()])
         for layer in compress(self.layer_ids, wanted or repeat(True)):
-            make = partial(self._project_layer, layer, tuple(tokens.values()), device)
-            flat = self.recent.get((content, layer, str(device)), make)
-            pairs = (KeyValue(*pair) for pair in zip(flat[::2], flat[1::2], strict=True))
-            yield dict(zip(tokens, pairs, strict=True))
+            make = partial(self._project_layer, layer, rows, device)
+            key, value = self.recent.get((content, layer, str(device)), make)
+            yield dict(zip(tokens, _by_kind(key, value, tokens.values()), strict=True))
 
     def _project_layer(
-        self, layer: int, tokens: Sequence[Tensor], device: torch.device | str
-    ) -> list[Tensor]:
-        """Key and value of each kind of token in turn."""
-        keys = [f"{layer}.{part}.weight" for part in ("to_k_ip", "to_v_ip")]
-        stored = self.checkpoint.ip_adapter
-        weights = {key: stored[key].to(device, torch.float32) for key in keys}
-        require_finite(weights, self.name)
-        return [_project(t, weight) for t in tokens for weight in weights.values()]
+        self, layer: int, rows: Tensor, device: torch.device | str
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens, (tokens, width) each."""
+        names = [f"{layer}.{part}.weight" for part in ("to_k_ip", "to_v_ip")]
+        weights = {name: self.checkpoint.ip_adapter[name] for name in names}
+        key, value = (_project(rows, weight, device) for weight in weights.values())
+        if not torch.isfinite(key.sum() + value.sum()):  # where damaged weights show, if any are
+            require_finite(weights, self.name)
+        return key, value
 
     def __deepcopy__(self, memo: dict) -> Adapter:
         """Immutable: hosts that deep-copy what a graph carries get the same object."""
         return self
 
 
-def _project(tokens: Tensor, weight: Tensor) -> Tensor:
-    """(items, tokens, dim) to (items, tokens, width), in parts on the weight's device, gathered on
-    the CPU: the device's share does not grow with the number of frames."""
-    parts = [
-        functional.linear(part.to(weight.device, torch.float32), weight).cpu()
-        for part in tokens.split(ITEMS_AT_ONCE)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _project(rows: Tensor, weight: Tensor, device: torch.device | str) -> Tensor:
+    """(rows, dim) to (rows, width), in parts on the device, gathered on the CPU: the device's share
+    does not grow with the number of frames."""
+    out = torch.empty(rows.shape[0], weight.shape[0])
+    for part, piece in pieces(weight, device):
+        for begin in range(0, rows.shape[0], TOKENS_AT_ONCE):
+            some = slice(begin, begin + TOKENS_AT_ONCE)
+            out[some, part] = functional.linear(rows[some].to(device), piece).cpu()
+    return out
+
+
+def _by_kind(key: Tensor, value: Tensor, tokens: Iterable[Tensor]) -> Iterator[KeyValue]:
+    """Keys and values of each kind of tokens: (items, tokens, width), views."""
+    begin = 0
+    for kind in tokens:
+        end = begin + kind.shape[0] * kind.shape[1]
+        yield KeyValue(*(part[begin:end].unflatten(0, kind.shape[:2]) for part in (key, value)))
+        begin = end

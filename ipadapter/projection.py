@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .spec import AdapterSpec, Family
+from .streamed import Linear, pieces
 
 HEAD_DIM = 64
 
@@ -23,7 +24,7 @@ class ImageProjModel(nn.Module):
 
     def __init__(self, embed_dim: int, num_tokens: int, token_dim: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(embed_dim, num_tokens * token_dim)
+        self.proj = Linear(embed_dim, num_tokens * token_dim)
         self.norm = nn.LayerNorm(token_dim)
 
     def forward(self, image_embeds: Tensor) -> Tensor:
@@ -38,9 +39,9 @@ class MLPProjModel(nn.Module):
     def __init__(self, embed_dim: int, inner_dim: int, token_dim: int) -> None:
         super().__init__()
         self.proj = nn.Sequential(
-            nn.Linear(embed_dim, inner_dim),
+            Linear(embed_dim, inner_dim),
             nn.GELU(),
-            nn.Linear(inner_dim, token_dim),
+            Linear(inner_dim, token_dim),
             nn.LayerNorm(token_dim),
         )
 
@@ -59,9 +60,9 @@ class PerceiverAttention(nn.Module):
         self.heads = inner_dim // HEAD_DIM
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.to_q = nn.Linear(dim, inner_dim, bias=False)
-        self.to_kv = nn.Linear(dim, inner_dim * 2, bias=False)
-        self.to_out = nn.Linear(inner_dim, dim, bias=False)
+        self.to_q = Linear(dim, inner_dim, bias=False)
+        self.to_kv = Linear(dim, inner_dim * 2, bias=False)
+        self.to_out = Linear(inner_dim, dim, bias=False)
 
     def forward(self, features: Tensor, latents: Tensor, mask: Tensor | None) -> Tensor:
         """features (images, patches, dim), latents (images, queries, dim), mask (images, 1, 1,
@@ -80,9 +81,9 @@ class PerceiverAttention(nn.Module):
 def _feed_forward(dim: int, inner_dim: int) -> nn.Sequential:
     return nn.Sequential(
         nn.LayerNorm(dim),
-        nn.Linear(dim, inner_dim, bias=False),
+        Linear(dim, inner_dim, bias=False),
         nn.GELU(),
-        nn.Linear(inner_dim, dim, bias=False),
+        Linear(inner_dim, dim, bias=False),
     )
 
 
@@ -95,8 +96,8 @@ class Perceiver(nn.Module):
         super().__init__()
         output_dim, dim = shapes["proj_out.weight"]
         depth = sum(1 for key in shapes if key.endswith(".0.to_q.weight"))
-        self.proj_in = nn.Linear(shapes["proj_in.weight"][1], dim)
-        self.proj_out = nn.Linear(dim, output_dim)
+        self.proj_in = Linear(shapes["proj_in.weight"][1], dim)
+        self.proj_out = Linear(dim, output_dim)
         self.norm_out = nn.LayerNorm(output_dim)
         self.layers = nn.ModuleList(
             nn.ModuleList(
@@ -154,9 +155,9 @@ class FaceIDProjModel(nn.Module):
         super().__init__()
         inner_dim, face_dim = shapes["proj.0.weight"]
         self.proj = nn.Sequential(
-            nn.Linear(face_dim, inner_dim),
+            Linear(face_dim, inner_dim),
             nn.GELU(),
-            nn.Linear(inner_dim, shapes["proj.2.weight"][0]),
+            Linear(inner_dim, shapes["proj.2.weight"][0]),
         )
         self.norm = nn.LayerNorm(shapes["norm.weight"][0])
 
@@ -248,12 +249,17 @@ def build_projector(
 def require_finite(tensors: Mapping[str, Tensor], name: str) -> None:
     """ValueError if a tensor has NaN or infinite values."""
     for key, value in tensors.items():
-        if value.device.type != "meta" and not torch.isfinite(value.float().sum()):
+        if value.device.type != "meta" and not _finite(value):
             raise ValueError(
                 f"{name}: '{key}' has NaN or infinite values; the file is damaged or was converted "
                 "badly. "
                 "Download it again."
             )
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether all is finite. A sum is not if one of its terms is not."""
+    return all(torch.isfinite(piece.sum()) for _, piece in pieces(value, value.device))
 
 
 def _check(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:

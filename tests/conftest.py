@@ -38,6 +38,7 @@ def load_package(name: str, folder: Path) -> ModuleType:
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 load_package("ipadapter", ROOT / "ipadapter")
 load_package("support", ROOT / "tests" / "support")
+load_package("bench", ROOT / "tests" / "bench")
 torch.set_num_threads(int(os.environ.get("IMAGE_PROMPT_TEST_THREADS", "1")))
 
 

@@ -110,7 +110,9 @@ def project(
 
     keep: (images, patches) bool, the patches that a Resampler reads; None for all.
     """
-    adapter, scale = pipeline.adapter, request.face_scale
+    adapter = pipeline.adapter
+    # The default scale follows the weight: where it has no effect, a new weight projects nothing.
+    scale = request.face_scale if adapter.spec.family in _SHORTCUT else 1.0
     given = [t.float().cpu() for t in (embeds.face, embeds.features) if t is not None]
     given += [] if keep is None else [keep.cpu()]
     with torch.no_grad():

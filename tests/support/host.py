@@ -150,8 +150,11 @@ def host_nodes() -> ModuleType:
     return nodes
 
 
-def start(base: Path) -> Host:
-    """Import ComfyUI on the CPU, isolated in the base directory `base`, and load the pack."""
+def start(base: Path, options: tuple[str, ...] = ("--cpu",)) -> Host:
+    """Import ComfyUI on the CPU, isolated in the base directory `base`, and load the pack.
+
+    options: what its command line says besides.
+    """
     path = os.environ.get("COMFYUI_PATH")
     if not path:
         pytest.skip("needs COMFYUI_PATH; scripts/test.py sets it")
@@ -159,7 +162,7 @@ def start(base: Path) -> Host:
         (base / folder).mkdir(parents=True, exist_ok=True)
     if path not in sys.path:
         sys.path.insert(0, path)
-    arguments = ["main.py", "--cpu", "--base-directory", str(base), "--disable-api-nodes"]
+    arguments = ["main.py", *options, "--base-directory", str(base), "--disable-api-nodes"]
     saved, sys.argv = sys.argv, arguments
     try:
         import comfy.options

@@ -161,7 +161,7 @@ def test_projecting_many_frames_keeps_few_on_the_device(pack, monkeypatch):
 
     monkeypatch.setattr(functional, "linear", counted)
     (first, *_) = adapter.key_values(image)
-    assert max(seen) == pack.module("adapter").ITEMS_AT_ONCE
+    assert max(seen) == pack.module("adapter").TOKENS_AT_ONCE
     source = pack.module("layers").Source.IMAGE
     key = adapter.checkpoint.ip_adapter["1.to_k_ip.weight"]
     assert torch.allclose(first[source].key, image.cond @ key.T, atol=1e-5)

@@ -1,0 +1,1 @@
+"""What an image prompt costs: see run.py."""

@@ -1,0 +1,67 @@
+"""What a GPU has to be asked: waiting for it, and its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .harness import Bench, Row, percent, profile, run_sampler
+
+# What makes the processor wait for the GPU, as torch's profiler names it.
+WAITS = (
+    "cudaDeviceSynchronize",
+    "cudaEventSynchronize",
+    "cudaMemcpy",
+    "cudaStreamSynchronize",
+)
+READ = "aten::_local_scalar_dense"  # a number read from a tensor, which waits on every device
+
+
+def gpu(bench: Bench) -> Iterator[Row]:
+    """A short sampling run with and without an adapter: time, waits for the GPU, memory.
+
+    The adapter acts in a part of the sampling, so that the noise level has to be known: one read
+    for each call of the model is allowed, none for each layer.
+    """
+    steps, model = bench.options.steps, bench.model
+    for plus in (False, True):
+        adapter = bench.adapter(plus)
+        patched = _in_range(bench, model, adapter)
+        runs = {
+            "without": lambda: run_sampler(bench, model, steps),
+            "with": lambda p=patched: run_sampler(bench, p, steps),
+        }
+        took = bench.paired(runs)
+        peaks = {name: bench.peak_bytes(run) for name, run in runs.items()}
+        waits = {name: _waits(bench, run) for name, run in runs.items()}
+        more = {name: waits["with"][name] - waits["without"][name] for name in waits["with"]}
+        layers = len(bench.geometry.widths)
+        yield {
+            "device": str(bench.device),
+            "base": bench.geometry.name,
+            "latent": bench.options.latent,
+            "tokens": adapter.spec.num_tokens,
+            "without s": took["without"],
+            "adds %": percent(took["with"], took["without"]) - 100,
+            "more reads, per step": more["reads"] / steps,
+            "per layer": more["reads"] // (steps * layers),
+            "more waits, per step": "not applicable"
+            if bench.device.type == "cpu"
+            else more["waits"] / steps,
+            "adds MB": (peaks["with"] - peaks["without"]) / 1e6,
+        }
+
+
+def _in_range(bench: Bench, model: Any, adapter: Any) -> Any:
+    apply, plan = bench.module("host.apply"), bench.module("plan").Plan()
+    when = apply.When(start_at=0.01, end_at=0.99)
+    return apply.apply_prompt(model, adapter, bench.prompt(adapter), plan, when)
+
+
+def _waits(bench: Bench, run: Any) -> dict[str, int]:
+    def settled() -> None:
+        run()
+        bench.settle()  # one wait in every run, so none in the difference
+
+    names = [event.get("name", "") for event in profile(settled)]
+    return {"reads": names.count(READ), "waits": sum(name in WAITS for name in names)}
