@@ -220,10 +220,10 @@ def _composition_precise(spot: _Spot, strengths: Strengths) -> LayerRule:
 
 _RULES: Mapping[WeightType, _Rule] = {
     WeightType.LINEAR: _scaled(lambda _spot: 1.0),
-    WeightType.EASE_IN: _ramp(lambda x: 1.0 - x),
-    WeightType.EASE_OUT: _ramp(lambda x: x),
-    WeightType.EASE_IN_OUT: _ramp(lambda x: 1.0 - abs(x - 0.5) * 2.0),
-    WeightType.REVERSE_IN_OUT: _ramp(lambda x: abs(x - 0.5) * 2.0),
+    WeightType.EASE_IN: _ramp(lambda t: 1.0 - t),
+    WeightType.EASE_OUT: _ramp(lambda t: t),
+    WeightType.EASE_IN_OUT: _ramp(lambda t: 1.0 - abs(t - 0.5) * 2.0),
+    WeightType.REVERSE_IN_OUT: _ramp(lambda t: abs(t - 0.5) * 2.0),
     WeightType.WEAK_INPUT: _weak("input"),
     WeightType.WEAK_OUTPUT: _weak("output"),
     WeightType.WEAK_MIDDLE: _weak("middle"),

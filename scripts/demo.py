@@ -15,10 +15,19 @@ import signal
 import sys
 import tempfile
 import time
+import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comfy_server import ComfyServer, ServerError, error_of, make_base, saved_images, to_api
+from comfy_server import (
+    ComfyServer,
+    ServerError,
+    error_of,
+    make_base,
+    saved_images,
+    to_api,
+    with_values,
+)
 from environment import NAME, ROOT, SetUpError, cache_folder, ensure, say
 
 if TYPE_CHECKING:
@@ -41,6 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "IPAdapterWeights": {"frames": 2},
 }
 RANDOM_NOTE = "The weights are random: the pictures show that every step runs, and mean nothing."
+OFFERED = "image prompt demo"  # the workflow's name on the page that --keep leaves
 PANEL = 320
 LABEL = 34
 
@@ -102,14 +112,28 @@ def demo(arguments: argparse.Namespace) -> Path:
         say(f"Starting ComfyUI at {server.url}")
         with server:
             results = generate(server)
+            if arguments.keep:
+                offer(server)
         output.parent.mkdir(parents=True, exist_ok=True)
         side_by_side({"image prompt": reference, **results}).save(output)
         if server.process:
             say(f"ComfyUI stays at {server.url}; process {server.process.pid} (end it when done)")
+            say(
+                f"Open it in a browser, press w (Workflows) and choose {OFFERED}; put your own "
+                "picture into the node Image prompt, and press Run."
+            )
     finally:
         if not arguments.keep:
             shutil.rmtree(base, ignore_errors=True)
     return output
+
+
+def offer(server: ComfyServer) -> None:
+    """Put the workflow with the demo's models among the workflows of the server's page."""
+    workflow = json.loads(WORKFLOW.read_text("utf-8"))
+    ready = with_values(workflow, SETTINGS, server.get("/object_info"))
+    name = urllib.parse.quote(f"workflows/{OFFERED}.json", safe="")
+    server.fetch(f"/api/userdata/{name}?overwrite=true", json.dumps(ready).encode())
 
 
 def demo_models() -> Path:

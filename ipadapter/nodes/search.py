@@ -54,7 +54,7 @@ def add_search_aliases(classes: Iterable[type[io.ComfyNode]]) -> None:
 
 
 def _with_words(define):
-    def define_schema(_cls: type[io.ComfyNode]) -> io.Schema:
+    def define_schema(_node: type[io.ComfyNode]) -> io.Schema:
         schema = define()
         words = [*_ALL, *ALIASES.get(schema.node_id, ())]
         schema.search_aliases = words  # pyright: ignore[reportAttributeAccessIssue]

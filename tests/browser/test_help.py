@@ -105,6 +105,7 @@ def test_help_renders(page, name, picture):
     panel = page.page.locator(".node-help-content").first
     panel.get_by_text("Common mistakes").wait_for()
     assert panel.locator("li").count() > 5
+    assert panel.locator(f"img[src$='/docs/nodes/{name}.png']").count() == 1
     loaded = """() => [...document.querySelectorAll(".node-help-content img")]
         .every(image => image.complete && image.naturalWidth > 0)"""
     page.page.wait_for_function(loaded)

@@ -129,6 +129,19 @@ def test_curve_follows_settings(page, picture):
     assert page.problems() == []
 
 
+def test_wires_have_a_colour(page):
+    page.add("IPAdapterAdvanced")
+    used = """() => {
+        const style = getComputedStyle(document.documentElement);
+        return [
+            app.canvas.default_connection_color_byType.IPADAPTER,
+            app.canvas.constructor.link_type_colors.IPADAPTER,
+            style.getPropertyValue("--color-datatype-IPADAPTER").trim(),
+        ];
+    }"""
+    assert page.page.evaluate(used) == ["#e08a3c"] * 3
+
+
 @pytest.mark.parametrize("text", ["one line", "MODEL  SD1.5\n" + "\n".join("abcdefgh")])
 def test_result_text_appears(page, text, picture):
     """A node shows the text of its result."""

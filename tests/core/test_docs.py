@@ -32,6 +32,11 @@ def test_every_node_has_a_page() -> None:
     assert {path.stem for path in PAGES.glob("*.md")} == declared_ids()
 
 
+@pytest.mark.parametrize("path", sorted(PAGES.glob("*.md")), ids=lambda path: path.stem)
+def test_pages_show_their_node(path: Path) -> None:
+    assert f"](nodes/{path.stem}.png)" in path.read_text("utf-8").split("\n## ")[0]
+
+
 @pytest.mark.parametrize("node_id", sorted(INTERFACE))
 def test_pages_name_every_known_input(node_id: str) -> None:
     text = (PAGES / f"{node_id}.md").read_text("utf-8")

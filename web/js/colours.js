@@ -1,6 +1,7 @@
 // Colours for the pack's own kinds of wires, which the page draws grey otherwise.
 
 import { app } from "../../../scripts/app.js";
+import * as page from "./page.js";
 
 /** @type {Record<string, string>} */
 const COLOURS = {
@@ -12,18 +13,23 @@ const COLOURS = {
   IPADAPTER_ATTENTION: "#d66f7f",
 };
 
+function paint() {
+  const canvas = /** @type {any} */ (app.canvas);
+  const links = /** @type {any} */ (canvas.constructor).link_type_colors;
+  const root = document.documentElement.style;
+  for (const [kind, colour] of Object.entries(COLOURS)) {
+    // A palette's own choice, or another pack's, stays.
+    canvas.default_connection_color_byType[kind] ||= colour;
+    links[kind] ||= colour;
+    const name = `--color-datatype-${kind}`; // Nodes 2.0
+    if (!root.getPropertyValue(name)) root.setProperty(name, colour);
+  }
+}
+
 app.registerExtension({
   name: "ImagePrompt.Colours",
-  setup() {
-    const canvas = /** @type {any} */ (app.canvas);
-    const links = /** @type {any} */ (canvas.constructor).link_type_colors;
-    const root = document.documentElement.style;
-    for (const [kind, colour] of Object.entries(COLOURS)) {
-      // A palette's own choice, or another pack's, stays.
-      canvas.default_connection_color_byType[kind] ||= colour;
-      links[kind] ||= colour;
-      const name = `--color-datatype-${kind}`; // Nodes 2.0
-      if (!root.getPropertyValue(name)) root.setProperty(name, colour);
-    }
+  // Not in setup: the page loads its palette after that, and with it clears what it does not know.
+  nodeCreated(node) {
+    if (page.isOurNode(node)) paint();
   },
 });
