@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,15 +125,16 @@ class Editor:
         mouse.up()
         self.settle()
 
-    def run(self, seconds: float = 60) -> None:
+    def run(self, seconds: float = 120) -> None:
         """Queue the graph and wait until it has ended."""
-        before = self.page.evaluate("async () => (await (await fetch('/history')).json())")
+        # Asked again and again from here: the page's own waiting takes a promise for an answer.
+        ended = "async () => Object.keys(await (await fetch('/history')).json()).length"
+        before = self.page.evaluate(ended)
         self.page.evaluate("() => app.queuePrompt(0, 1)")
-        self.page.wait_for_function(
-            "async count => Object.keys(await (await fetch('/history')).json()).length > count",
-            arg=len(before),
-            timeout=seconds * 1000,
-        )
+        deadline = time.monotonic() + seconds
+        while self.page.evaluate(ended) <= before:
+            assert time.monotonic() < deadline, f"the graph has not ended after {seconds:.0f} s"
+            self.page.wait_for_timeout(100)
         self.settle()
 
     def problems(self) -> list[str]:
