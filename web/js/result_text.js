@@ -70,7 +70,8 @@ app.registerExtension({
     });
     // The classic canvas makes room for pictures once they have loaded, not counting the text.
     page.after(node, "onDrawForeground", () => {
-      if (grown || !node.imgs?.length) return;
+      const { imgs } = /** @type {any} */ (node); // the published types leave it out
+      if (grown || !imgs?.length) return;
       grown = true;
       page.grow(node);
     });
