@@ -12,6 +12,7 @@ COMMANDS = {
     "vae": "train the autoencoder",
     "encoder": "train the image encoder",
     "train_base": "train the UNet",
+    "adapters": "train an adapter on it",
 }
 
 

@@ -165,17 +165,16 @@ def accuracy(output: torch.Tensor, targets: Targets) -> dict[str, float]:
     }
 
 
-def train(out: Path, seconds: float, size: int, start: Path | None = None, seed: int = 21) -> None:
-    """Train for a budget of processor seconds; prints read-out accuracy on a held-out batch."""
+def train(out: Path, steps: int, size: int, start: Path | None, seed: int) -> None:
+    """Train for `steps` steps; prints read-out accuracy on a held-out batch."""
     torch.manual_seed(seed)
-    student, photos, step, saved = Student(), scenes.load_photos(), 0, 0.0
+    student, photos, began = Student(), scenes.load_photos(), time.time()
     if start is not None:
         student.load_state_dict(torch.load(start, weights_only=True))
     optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.02)
     held_images, held = training_batch(seed + 100, 0, 256, photos)
-    began = time.process_time()
-    while (used := time.process_time() - began) < seconds:
-        decay = 0.5 * (1 + math.cos(math.pi * used / seconds))
+    for step in range(steps):
+        decay = 0.5 * (1 + math.cos(math.pi * step / steps))
         optimiser.param_groups[0]["lr"] = 1.5e-3 * min(1, (step + 1) / 100) * (0.01 + 0.99 * decay)
         images, targets = training_batch(seed, step * size, size, photos)
         with torch.autocast("cpu", torch.bfloat16):
@@ -184,14 +183,12 @@ def train(out: Path, seconds: float, size: int, start: Path | None = None, seed:
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimiser.step()
-        step += 1
-        if step % 100 == 0:
+        if step % 100 == 99:
             with torch.no_grad():
                 _, output = student(preprocess(held_images), held)
             figures = {k: round(v, 3) for k, v in accuracy(output, held).items()}
-            print(f"{step} {used:.0f}s loss {loss.item():.3f} {figures}", flush=True)
-        if used - saved > 60:
-            saved = used
+            seconds = time.time() - began
+            print(f"{step + 1} {seconds:.0f}s loss {loss.item():.3f} {figures}", flush=True)
             keep(student, out)
     keep(student, out)
 
@@ -250,10 +247,11 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--seconds", type=float, default=480)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--start", type=Path, help="a .student.pt to continue from")
+    parser.add_argument("--seed", type=int, default=21)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    train(options.out, options.seconds, options.batch, options.start)
+    train(options.out, options.steps, options.batch, options.start, options.seed)

@@ -1,10 +1,11 @@
 """Train the demo UNet: noise prediction on latents, SD1.5's schedule, text dropped one time in ten.
 
-python scripts/python.py scripts/demoset train_base OUT --seconds 2700     # CPU; resumes
-... OUT --seconds 900 --device cuda --batch 128 --samples 60000            # on a GPU
+python scripts/python.py scripts/demoset train_base OUT --steps 10000    # CPU; resumes
+... OUT --steps 12000 --device cuda --batch 128 --samples 60000          # on a GPU
 """
 
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from .host import tokenizer, use_host
 from .text import TextFeatures
 
 STEPS = 1000
+PEAK_RATE = 1.2e-3
 
 
 def alphas_cumprod() -> torch.Tensor:
@@ -54,7 +56,7 @@ class Trainer:
         )
         self.average = {k: v.detach().clone() for k, v in self.unet.state_dict().items()}
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.step, self.used = 0, 0.0
+        self.step = 0
 
     def update(self, domain: Domain, size: int, rate: float) -> torch.Tensor:
         """One step on a random batch; returns the loss."""
@@ -71,7 +73,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
-        decay = min(0.998, (self.step + 1) / (self.step + 10))
+        decay = min(0.999, (self.step + 1) / (self.step + 10))
         for key, value in self.unet.state_dict().items():
             self.average[key].lerp_(value, 1 - decay)
         return loss.detach()
@@ -85,7 +87,6 @@ class Trainer:
             "average": self.average,
             "generator": self.generator.get_state(),
             "step": self.step,
-            "used": self.used,
         }
         torch.save(state, folder / "resume.tmp")
         (folder / "resume.tmp").replace(folder / "resume.pt")
@@ -98,24 +99,20 @@ class Trainer:
         self.unet.load_state_dict(state["unet"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"].cpu())
-        self.average, self.step, self.used = state["average"], state["step"], state["used"]
+        self.average, self.step = state["average"], state["step"]
 
 
-def train(trainer: Trainer, domain: Domain, folder: Path, seconds: float, size: int) -> None:
-    """Train until `seconds` of wall time are used (all runs together); saves now and then."""
-    began, before, saved, losses = time.time(), trainer.used, time.time(), []
-    peak = 1.2e-3
-    while (used := before + time.time() - began) < seconds:
-        trainer.used = used
-        decay = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * used / seconds))).item()
-        losses.append(
-            trainer.update(
-                domain, size, peak * min(1, trainer.step / 100 + 0.01) * (0.02 + 0.98 * decay)
-            )
-        )
+def train(trainer: Trainer, domain: Domain, folder: Path, steps: int, size: int) -> None:
+    """Train to `steps` steps (all runs together, so the rates do not hang on the clock)."""
+    began = saved = time.time()
+    losses: list[torch.Tensor] = []
+    while trainer.step < steps:
+        decay = 0.5 * (1 + math.cos(math.pi * trainer.step / steps))
+        warm = min(1, trainer.step / 100 + 0.01)
+        losses.append(trainer.update(domain, size, PEAK_RATE * warm * (0.02 + 0.98 * decay)))
         if trainer.step % 50 == 0:
             mean = torch.stack(losses[-50:]).mean().item()
-            print(f"{trainer.step} {used:.0f}s loss {mean:.4f}", flush=True)
+            print(f"{trainer.step} {time.time() - began:.0f}s loss {mean:.4f}", flush=True)
         if time.time() - saved > 180:
             saved = time.time()
             trainer.save(folder)
@@ -129,7 +126,7 @@ def main() -> None:
     parser.add_argument(
         "--vae", type=Path, default=Path(__file__).parent / "weights/vae.safetensors"
     )
-    parser.add_argument("--seconds", type=float, default=2400)
+    parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--samples", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=11)
@@ -144,4 +141,4 @@ def main() -> None:
     domain = prepare(options.seed, options.samples, weights, text, options.out)
     trainer = Trainer(narrow.Widths(), options.device, options.seed)
     trainer.resume(options.out)
-    train(trainer, domain, options.out, options.seconds, options.batch)
+    train(trainer, domain, options.out, options.steps, options.batch)

@@ -1,0 +1,256 @@
+"""Adapters for the demo base: trained on the narrow network, written for the wide one.
+
+    python scripts/python.py scripts/demoset adapters OUT --family standard
+    python scripts/python.py scripts/demoset adapters OUT --family Plus
+
+The training is the pack's own (`ipadapter/train.py`). Latents, text and image features are computed
+once and kept in OUT; the widths that the base leaves at zero stay zero in K' and V'.
+"""
+
+import argparse
+import importlib.util
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from . import data, encoder, narrow, packed, scenes
+from . import vae as autoencoder
+from .host import tokenizer, use_host
+from .text import TextFeatures
+from .train_base import alphas_cumprod
+
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = Path(__file__).resolve().parent / "weights"
+FILES = {"standard": "demoset-standard", "Plus": "demoset-plus"}
+# Blocks with attn2 in the order of an adapter's layers: input, output, middle.
+BLOCKS = ("input_blocks.1.1", "output_blocks.0.1", "output_blocks.1.1", "middle_block.1")
+RESAMPLER = {"resampler_dim": 128, "resampler_depth": 2}
+_GAP = "ip_adapter."
+
+
+def pack_module(name: str) -> ModuleType:
+    """A module of the pack's core. The root stays off sys.path: nodes.py would hide the host's."""
+    if "ipadapter" not in sys.modules:
+        folder = ROOT / "ipadapter"
+        spec = importlib.util.spec_from_file_location(
+            "ipadapter", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None and spec.loader is not None
+        package = importlib.util.module_from_spec(spec)
+        sys.modules["ipadapter"] = package
+        spec.loader.exec_module(package)
+    return importlib.import_module(f"ipadapter.{name}")
+
+
+class WithImage(nn.Module):
+    """A narrow cross-attention that adds the attention over image tokens, before `to_out`."""
+
+    def __init__(self, attention: narrow.Attention) -> None:
+        super().__init__()
+        self.attention = attention
+        self.image: Any = None  # keys and values (B, tokens, channels) of the current batch
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        inner = self.attention
+        query = _split(inner.to_q(x)) * narrow.WIDE_HEAD**-0.5
+        out = _attend(query, inner.to_k(context), inner.to_v(context))
+        if self.image is not None:
+            out = out + _attend(query, self.image.key, self.image.value)
+        return inner.to_out(out.transpose(1, 2).flatten(2))
+
+
+def _split(tensor: Tensor) -> Tensor:
+    return tensor.unflatten(-1, (narrow.HEADS, -1)).transpose(1, 2).contiguous()
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    logits = query @ _split(key).to(query.dtype).transpose(-1, -2)
+    return logits.softmax(-1, dtype=query.dtype) @ _split(value).to(query.dtype)
+
+
+class FrozenNarrow:
+    """The narrow UNet as the pack's Trainer calls it."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        state, widths = narrow.load(path)
+        self.unet = narrow.NarrowUNet(widths)
+        self.unet.load_state_dict(state)
+        self.unet.requires_grad_(False)
+        self.unet.to(device=device, memory_format=torch.channels_last)
+        self.attentions: list[WithImage] = []
+        for block in BLOCKS:
+            transformer = self.unet.get_submodule(block).transformer_blocks[0]
+            transformer.attn2 = WithImage(transformer.attn2)
+            self.attentions.append(transformer.attn2)
+
+    def text_weights(self) -> list[tuple[Tensor, Tensor]]:
+        """to_k and to_v of every cross-attention, (channels, 768) each."""
+        inner = [attention.attention for attention in self.attentions]
+        return [(attention.to_k.weight, attention.to_v.weight) for attention in inner]
+
+    def __call__(
+        self, noisy: Tensor, timesteps: Tensor, batch: Any, key_values: Sequence[Any]
+    ) -> Tensor:
+        for attention, key_value in zip(self.attentions, key_values, strict=True):
+            attention.image = key_value
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(noisy.device.type, torch.bfloat16):
+            return self.unet(noisy, timesteps, batch.text)
+
+
+@dataclass(frozen=True, eq=False)
+class DemoSamples:
+    """Scenes with their captions and features, as the pack's Trainer reads them."""
+
+    domain: data.Domain
+    features: Tensor
+    no_features: Tensor
+    make: Any  # the pack's Batch
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return tuple(self.domain.latents.shape[1:])
+
+    def batch(self, samples: Tensor, drop_image: Tensor, drop_text: Tensor) -> Any:
+        features = self.features[samples].float()
+        flags = drop_image.view(-1, *[1] * (features.ndim - 1))
+        features = torch.where(flags, self.no_features, features)
+        text = self.domain.context(samples, ~drop_text)
+        return self.make(self.domain.latents[samples], features, text)
+
+
+@torch.no_grad()
+def image_features(domain: data.Domain, count: int, weights: Path) -> dict[str, Tensor]:
+    """Pooled (N, 256) and penultimate hidden (N, 65, 128) features in fp16, zero pixels' last."""
+    model, photos = encoder.load(weights), scenes.load_photos()
+    pooled, hidden = [], []
+
+    def read(pixels: Tensor) -> None:
+        out = model(pixel_values=pixels, output_hidden_states=True)
+        pooled.append(out.image_embeds.half())
+        hidden.append(out.hidden_states[-2].half())
+
+    for start in range(0, count, 50):
+        indices = torch.arange(start, min(start + 50, count))
+        read(encoder.preprocess(domain.images(indices, photos)))
+    read(torch.zeros(1, 3, encoder.IMAGE_SIZE, encoder.IMAGE_SIZE))
+    return {"pooled": torch.cat(pooled), "hidden": torch.cat(hidden)}
+
+
+def samples_for(family: str, options: argparse.Namespace) -> DemoSamples:
+    """Latents, captions and features of the training series, kept in the output folder."""
+    use_host()
+    codec = autoencoder.load(options.weights / "vae.safetensors")
+    text = TextFeatures(tokenizer())
+    domain = data.prepare(options.seed, options.samples, codec, text, options.out)
+    path = options.out / f"features-{options.seed}-{options.samples}.pt"
+    if not path.is_file():
+        weights = options.weights / "encoder.safetensors"
+        torch.save(image_features(domain, options.samples, weights), path)
+    kind = torch.load(path, weights_only=True)["pooled" if family == "standard" else "hidden"]
+    nothing = torch.zeros(1, kind.shape[-1]) if family == "standard" else kind[-1:].float()
+    return DemoSamples(domain, kind[:-1], nothing, pack_module("train_data").Batch)
+
+
+def train(family: str, options: argparse.Namespace) -> dict[str, Tensor]:
+    """Train an adapter; returns its narrow tensors in the standard layout."""
+    core, adapters, spec = pack_module("train"), pack_module("trainable"), pack_module("spec")
+    samples = samples_for(family, options)
+    device = torch.device(options.device)
+    frozen = FrozenNarrow(options.weights / "unet.safetensors", device)
+    plan = adapters.ProjectorPlan(
+        spec.Family(family), samples.features.shape[-1], narrow.CONTEXT, **RESAMPLER
+    )
+    generator = torch.Generator().manual_seed(options.seed)
+    adapter = adapters.TrainableAdapter.create(plan, frozen.text_weights(), generator)
+    if options.start is not None:
+        adapter.load_state_dict(packed.load(options.start)[0])
+    alphas = alphas_cumprod()
+    schedule = core.NoiseSchedule(((1 - alphas) / alphas).sqrt())
+    settings = core.TrainSettings(
+        steps=options.steps,
+        batch_size=options.batch,
+        learning_rate=options.rate,
+        drop_image=0.05,
+        drop_text=0.3,
+        drop_both=0.1,
+        average=0.99,
+        seed=options.seed,
+        device=device,
+    )
+    trainer = core.Trainer(adapter, samples, frozen, schedule, settings)
+    began, path = time.time(), options.out / f"{family}.pt"
+
+    def report(step: int, _loss: float) -> bool:
+        done = step / settings.steps
+        if step % 25 == 0:
+            mean = sum(trainer.losses[-25:]) / 25
+            print(f"{step} {time.time() - began:.0f}s loss {mean:.4f}", flush=True)
+        if step % 100 == 0:
+            torch.save(dict(trainer.state().result), path)
+        rate = options.rate * min(1, (step + 1) / 50) * (0.02 + 0.98 * math.cos(done * math.pi / 2))
+        trainer.optimizer.param_groups[0]["lr"] = rate
+        return True
+
+    notice = core.train(trainer, report)
+    if notice:
+        print(notice, flush=True)
+    return dict(trainer.state().result)
+
+
+def widen(tensors: dict[str, Tensor], widths: narrow.Widths) -> dict[str, Tensor]:
+    """An adapter for the 320 channels that the host loads."""
+    return {
+        key: narrow.widen_key_value(value, widths) if key.startswith(_GAP) else value
+        for key, value in tensors.items()
+    }
+
+
+def write(family: str, models: Path, weights: Path = WEIGHTS) -> Path:
+    """Write an adapter into a ComfyUI models folder, in fp16 and the standard layout."""
+    tensors, metadata = packed.load(weights / f"{FILES[family]}.safetensors")
+    _, widths = narrow.load(weights / "unet.safetensors")
+    wide = {key: value.half().contiguous() for key, value in widen(tensors, widths).items()}
+    path = models / "ipadapter" / f"{FILES[family]}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(wide, path, metadata)
+    return path
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="folder for what is kept between runs, and results")
+    parser.add_argument("--family", choices=tuple(FILES), default="standard")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--start", type=Path, help="a file that an earlier run wrote")
+    parser.add_argument("--samples", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    tensors = train(options.family, options)
+    path = options.out / f"{FILES[options.family]}.safetensors"
+    packed.save(tensors, path, {"family": options.family, "steps": str(options.steps)})
+    print(f"{path} {path.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
