@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -238,6 +239,29 @@ MODELS: dict[str, Callable[[], State]] = {
 }
 
 
+# What sets a workflow to these models, by node class, with a size and a pace for a CPU.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "CheckpointLoaderSimple": {"ckpt_name": "random.safetensors"},
+    "CLIPVisionLoader": {"clip_name": "random.safetensors"},
+    "IPAdapterModelLoader": {"ipadapter_file": "random.safetensors"},
+    "ControlNetLoader": {"control_net_name": "random.safetensors"},
+    "LoraLoaderModelOnly": {"lora_name": "random.safetensors"},
+    "LoadImage": {"image": "reference.png"},
+    "EmptyLatentImage": {"width": 128, "height": 128},
+    "KSampler": {"steps": 8},
+    "IPAdapterUnifiedLoaderFaceID": {"provider": "CPU"},
+    "IPAdapterMS": {"layer_weights": "1:0.4, 2:1.2"},
+    "IPAdapterWeights": {"frames": 2},
+}
+
+
+def configured(graph: dict[str, Any]) -> dict[str, Any]:
+    """A graph in API format with these models."""
+    for node in graph.values():
+        node["inputs"] |= SETTINGS.get(node["class_type"], {})
+    return graph
+
+
 def write(folder: Path) -> None:
     """Write the models that `folder` lacks; each appears only once it is complete."""
     import comfy.cli_args
@@ -250,6 +274,17 @@ def write(folder: Path) -> None:
             partial = target.with_suffix(f".{os.getpid()}.part")
             save_file(build(), partial)
             partial.replace(target)
+
+
+def random_models() -> Path:
+    """The folder of these models in the cache, written once (about 900 MB)."""
+    from environment import cache_folder, say
+
+    folder = cache_folder() / "models"
+    if not all((folder / name).exists() for name in MODELS):
+        say(f"Writing models with random weights into {folder} (once)")
+        write(folder)
+    return folder
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@
 
 OUT/checkpoints/demoset.safetensors   UNet, VAE and text encoder (CheckpointLoaderSimple: SD1.5)
 OUT/clip_vision/demoset/              config.json, preprocessor_config.json, model.safetensors
+OUT/ipadapter/demoset-*.safetensors   the adapters, standard layout
 """
 
 import argparse
+import hashlib
 import logging
 import os
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from . import encoder, narrow, packed, text, vae
+from . import adapters, encoder, narrow, packed, text, vae
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 CHECKPOINT = Path("checkpoints/demoset.safetensors")
@@ -39,6 +41,23 @@ def build(out: Path, weights: Path = WEIGHTS) -> None:
     save_file({key: value.contiguous() for key, value in state.items()}, partial)
     os.replace(partial, out / CHECKPOINT)
     encoder.write_folder(weights / "encoder.safetensors", out / ENCODER)
+    for family in adapters.FILES:
+        adapters.write(family, out, weights)
+
+
+def ensure(out: Path) -> bool:
+    """`build`, unless what lies below `out` is of these weights and this code already; whether it
+    was written."""
+    sources = sorted([*WEIGHTS.glob("*.safetensors"), *Path(__file__).parent.glob("*.py")])
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    stamp = out / "demoset.stamp"
+    if stamp.is_file() and stamp.read_text("utf-8") == digest:
+        return False
+    stamp.unlink(missing_ok=True)
+    with torch.inference_mode():
+        build(out)
+    stamp.write_text(digest, "utf-8")
+    return True
 
 
 def main() -> None:

@@ -56,11 +56,11 @@ def test_client_saves_pictures(server, client, reference, tmp_path, capsys):
 
 def test_client_follows_sampling(server, client, reference, tmp_path, capsys):
     path = ROOT / "workflows" / "image_prompt.json"
-    comfy_server, demo = script("comfy_server"), script("demo")
+    comfy_server, models = script("comfy_server"), script("random_models")
     graph = comfy_server.to_api(
         comfy_server.json.loads(path.read_text("utf-8")), server.get("/object_info")
     )
-    saved = asyncio.run(client.run(demo.configured(graph), reference, tmp_path, server.url))
+    saved = asyncio.run(client.run(models.configured(graph), reference, tmp_path, server.url))
     assert saved
     assert "8 of 8" in capsys.readouterr().out
 

@@ -24,7 +24,7 @@ def graph(server: Any) -> dict[str, Any]:
     pixels = np.random.default_rng(3).integers(0, 255, (40, 100, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((400, 160)).save(server.base / "input" / WIDE)
     graph = json.loads((ROOT / "workflows" / "api" / "image_prompt.json").read_text("utf-8"))
-    graph = script("demo").configured(graph)
+    graph = script("random_models").configured(graph)
     for node in graph.values():
         node["inputs"] |= {"image": WIDE} if node["class_type"] == "LoadImage" else {}
         node["inputs"] |= {"steps": 2} if node["class_type"] == "KSampler" else {}

@@ -35,17 +35,6 @@ def test_every_node_is_described(server):
         assert len(info["output_name"]) == len(info["output"]), name
 
 
-def test_demo_shows_that_the_image_prompt_changes_the_picture(server):
-    write_reference(server)
-    demo = script("demo")
-    pictures = demo.generate(server)
-    assert list(pictures) == ["without the image prompt", "with the image prompt"]
-    without, with_it = (picture.tobytes() for picture in pictures.values())
-    assert without != with_it
-    sheet = demo.side_by_side({"image prompt": demo.photograph(), **pictures})
-    assert sheet.width == 3 * demo.PANEL
-
-
 def test_bad_file_is_explained_through_history(server):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 44642768\n"
     (server.base / "models" / "ipadapter" / "pointer.safetensors").write_text(pointer, "utf-8")
@@ -64,8 +53,3 @@ def test_refused_graph_says_why(server):
     graph = {"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}}}
     with pytest.raises(script("comfy_server").ServerError, match="SaveImage.*images"):
         server.queue(graph)
-
-
-def write_reference(server) -> None:
-    name = script("demo").SETTINGS["LoadImage"]["image"]
-    script("demo").photograph().save(server.base / "input" / name)

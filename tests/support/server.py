@@ -34,7 +34,7 @@ def running(base: Path, packs: dict[str, Path] | None = None) -> Iterator:
         pytest.skip("needs COMFYUI_PATH; scripts/test.py sets it")
     comfy_server, environment = script("comfy_server"), script("environment")
     comfy_server.make_base(base, {environment.NAME: ROOT, **(packs or {})})
-    models = script("demo").demo_models()
+    models = script("random_models").random_models()
     for source in models.rglob("*.safetensors"):
         link_file(source, base / "models" / source.relative_to(models))
     with comfy_server.ComfyServer(Path(sys.executable), Path(host), base) as server:

@@ -1,0 +1,160 @@
+"""The demo's contact sheet: what is on it, and how it is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from api_graph import Link, Sampling, Studio
+from demo_models import CHECKPOINT, ENCODER, PLUS, SIZE, STANDARD
+from workflow_parts import Base, Graph
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SHUFFLED = "demoset-shuffled.safetensors"
+REFERENCE, SECOND, PHOTO = "reference.png", "second.png", "photograph.png"
+LEFT, RIGHT = "mask-left.png", "mask-right.png"
+TEXT = "a blue star on a green background"
+EDITOR_NOTE = """The same seed without and with an image prompt. Press *Run*. Then choose a picture
+of your own in *Image prompt*, empty the *Prompt*, or change *weight*. These models are tiny: they
+know coloured shapes on coloured backgrounds, 128 pixels wide."""
+EDITOR_SAMPLER = {"steps": 12, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"}
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.2)
+ROW_TITLES = (
+    "The picture as the prompt",
+    "Weight, with the text below the sheet",
+    "When and where",
+    "Another picture, other adapters",
+)
+PANEL, LABEL, MARGIN = 176, 24, 14
+SAMPLES = 4  # of the pictures that the figures are made of
+
+Model = Callable[[Studio], Link]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture to sample: its place on the sheet, the MODEL that makes it, its words.
+
+    measured: whether the figures beside the sheet speak of it; then it is sampled several times.
+    """
+
+    row: int
+    title: str
+    model: Model
+    text: str = ""
+    measured: bool = False
+
+
+@dataclass(frozen=True)
+class Given:
+    """A picture that is only shown."""
+
+    row: int
+    title: str
+    file: str
+
+
+def plain(studio: Studio) -> Link:
+    """The MODEL without an image prompt."""
+    return studio.model
+
+
+def prompted(file: str = REFERENCE, adapter: str = STANDARD, **inputs: Any) -> Model:
+    """The MODEL with one image prompt."""
+    return lambda studio: studio.apply(adapter, studio.picture(file), **inputs)
+
+
+def masked(file: str, mask: str, model: Model = plain) -> Model:
+    """An image prompt that acts in one half of the picture."""
+
+    def build(studio: Studio) -> Link:
+        area = studio.once("LoadImageMask", mask, image=mask, channel="red")[0]
+        return studio.apply(STANDARD, studio.picture(file), model(studio), attn_mask=area)
+
+    return build
+
+
+def both_references(studio: Studio) -> Link:
+    """Two pictures as one image prompt."""
+    pair = studio.graph.add(
+        "ImageBatch", image1=studio.picture(REFERENCE), image2=studio.picture(SECOND)
+    )
+    return studio.apply(STANDARD, pair[0], combine_embeds="average")
+
+
+def panels() -> Iterator[Panel | Given]:
+    """Everything on the sheet, in order."""
+    yield Given(0, "reference", REFERENCE)
+    yield Panel(0, "text only", plain, TEXT, measured=True)
+    yield Panel(0, "image only", prompted(), measured=True)
+    yield Panel(0, "text and image", prompted(weight=0.5), TEXT, measured=True)
+    yield Given(0, "second reference", SECOND)
+    yield Panel(0, "two references, average", both_references)
+    for weight in WEIGHTS:
+        yield Panel(1, f"weight {weight:g}", prompted(weight=weight), TEXT)
+    yield Panel(2, "first 20 % of the steps", prompted(end_at=0.2))
+    yield Panel(2, "first half", prompted(end_at=0.5))
+    yield Panel(2, "second half", prompted(start_at=0.5))
+    yield Panel(2, "left half masked in", masked(REFERENCE, LEFT))
+    yield Panel(2, "one left, one right", masked(SECOND, RIGHT, masked(REFERENCE, LEFT)))
+    yield Panel(2, "K', V' shuffled: broken", prompted(adapter=SHUFFLED), measured=True)
+    yield Panel(3, "reference, Plus adapter", prompted(adapter=PLUS), measured=True)
+    yield Panel(3, "second, Plus adapter", prompted(SECOND, PLUS))
+    yield Given(3, "a photograph", PHOTO)
+    yield Panel(3, "standard adapter", prompted(PHOTO))
+    yield Panel(3, "Plus adapter", prompted(PHOTO, PLUS))
+    yield Panel(3, "Plus and text", prompted(PHOTO, PLUS, weight=0.6), TEXT)
+
+
+def studio_of(panel: Panel, steps: int) -> Studio:
+    """The graph of one panel."""
+    samples = SAMPLES if panel.measured else 1
+    studio = Studio(CHECKPOINT, ENCODER, Sampling(SIZE, samples, steps, cfg=4.0, seed=7))
+    studio.save(panel.title, panel.model(studio), studio.text(panel.text), prefix="demo")
+    return studio
+
+
+def editor_graph() -> Graph:
+    """A workflow for the editor: the same seed without and with an image prompt."""
+    graph = Graph("image prompt", EDITOR_NOTE)
+    base = Base.of(graph, TEXT, CHECKPOINT, width=SIZE, height=SIZE)
+    patched = graph.add(
+        "IPAdapterAdvanced",
+        model=base.checkpoint["MODEL"],
+        ipadapter=graph.add("IPAdapterModelLoader", ipadapter_file=STANDARD)["IPADAPTER"],
+        image=graph.picture("Image prompt", REFERENCE),
+        clip_vision=graph.add("IPAdapterImageEncoderLoader", clip_vision_name=ENCODER)[
+            "CLIP_VISION"
+        ],
+        weight=0.8,
+    )
+    base.save(base.checkpoint, "without the image prompt", **EDITOR_SAMPLER)
+    base.save(patched, "with the image prompt", **EDITOR_SAMPLER)
+    return graph
+
+
+def draw(rows: Sequence[Sequence[tuple[str, Image]]], notes: Sequence[str]) -> Image:
+    """Rows of pictures, each under its title, and lines of text below."""
+    from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+    title, small = ImageFont.load_default(size=15), ImageFont.load_default(size=12)
+    height = PANEL + LABEL * 2 + 8
+    width = 2 * MARGIN + max(len(row) for row in rows) * PANEL
+    size = (width, len(rows) * height + 2 * MARGIN + 18 * len(notes))
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, row in enumerate(rows):
+        top = MARGIN + number * height
+        pen.text((MARGIN + 3, top), ROW_TITLES[number], "#24292f", title)
+        for column, (label, picture) in enumerate(row):
+            left = MARGIN + column * PANEL
+            pen.text((left + 3, top + LABEL), label, "#57606a", small)
+            fitted = ImageOps.fit(picture.convert("RGB"), (PANEL - 6, PANEL - 6))
+            sheet.paste(fitted, (left + 3, top + LABEL + 18))
+    for number, note in enumerate(notes):
+        top = size[1] - MARGIN - 18 * (len(notes) - number)
+        pen.text((MARGIN + 3, top), note, "#24292f", small)
+    return sheet

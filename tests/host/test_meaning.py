@@ -1,0 +1,131 @@
+"""What image prompts do to pictures, on the demo models: numbers that a broken adapter fails.
+
+Distances are on a scale of 0 to 2 (channels from -1 to 1), overlaps from 0 to 1.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from support.demoset import SHOWN, Demo, load_demo
+from torch import Tensor
+
+FAMILIES = ("standard", "Plus")
+
+
+class Runs:
+    """Samples, each made once; and the printed figures."""
+
+    def __init__(self, demo: Demo) -> None:
+        self.demo = demo
+        self.made: dict[str, Tensor] = {}
+
+    def image_only(self, family: str, weight: float = 1.0) -> Tensor:
+        return self._kept(
+            f"{family} {weight}",
+            lambda: self.demo.applied(self.demo.adapter(family), weight=weight),
+        )
+
+    def shuffled(self, family: str) -> Tensor:
+        return self._kept(
+            f"{family} shuffled", lambda: self.demo.applied(self.demo.shuffled(family))
+        )
+
+    @cached_property
+    def nothing(self) -> Tensor:
+        return self.demo.sample()
+
+    def _kept(self, name: str, model: Any) -> Tensor:
+        if name not in self.made:
+            self.made[name] = self.demo.sample(model())
+            print(f"\n{name}: {figures(self.demo, self.made[name])}", end="")
+        return self.made[name]
+
+
+def figures(demo: Demo, images: Tensor) -> dict[str, float]:
+    """Distance of background and object, overlap of the silhouettes, all with the references."""
+    to = demo.references.movedim(-1, 1)
+    return {
+        "background": round(demo.background_distance(images, to), 3),
+        "object": round(demo.object_distance(images, to), 3),
+        "overlap": round(demo.shape_overlap(images, to), 3),
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(host: Any) -> Runs:
+    return Runs(load_demo(host))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_output_follows_the_reference(runs: Runs, family: str):
+    found, without = figures(runs.demo, runs.image_only(family)), figures(runs.demo, runs.nothing)
+    assert found["background"] < 0.35 and found["background"] < 0.75 * without["background"]
+    assert found["object"] < 0.6 and found["object"] < 0.75 * without["object"]
+    assert found["overlap"] > 0.4 and found["overlap"] > without["overlap"] + 0.08
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shuffled_keys_and_values_follow_nothing(runs: Runs, family: str):
+    found, without = figures(runs.demo, runs.shuffled(family)), figures(runs.demo, runs.nothing)
+    assert found["background"] > 0.35 and found["background"] > 0.9 * without["background"]
+    assert found["object"] > 0.6 and found["overlap"] < 0.4
+
+
+def test_text_and_image_both_steer(runs: Runs):
+    demo, to = runs.demo, runs.demo.references.movedim(-1, 1)
+    caption = "a blue star on a green background"
+    text, image = demo.sample(caption=caption), runs.image_only("standard", 0.4)
+    both = demo.sample(demo.applied(demo.adapter("standard"), weight=0.4), caption)
+    assert apart(both, text) < 0.8 * apart(image, text)
+    assert apart(both, image) < 0.9 * apart(text, image)
+    assert demo.background_distance(both, to) < 0.9 * demo.background_distance(text, to)
+
+
+def apart(one: Tensor, two: Tensor) -> float:
+    """Mean difference of two batches made from the same noise."""
+    return float((one - two).abs().mean() * 2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weight_moves_the_output_steadily(runs: Runs, family: str):
+    to = runs.demo.references.movedim(-1, 1)
+    made = [runs.nothing, runs.image_only(family, 0.4), runs.image_only(family)]
+    distances = [runs.demo.background_distance(images, to) for images in made]
+    assert all(later < earlier - 0.02 for earlier, later in pairwise(distances))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weight_zero_is_the_plain_model_bit_for_bit(runs: Runs, family: str):
+    assert torch.equal(runs.image_only(family, 0.0), runs.nothing)
+
+
+def test_mask_confines_the_effect(runs: Runs):
+    demo, half = runs.demo, torch.zeros(1, 128, 128)
+    half[:, :, :64] = 1.0
+    masked = demo.sample(demo.applied(demo.adapter("standard"), attn_mask=half))
+    to = demo.references.movedim(-1, 1)
+    inside = edge_distance(masked, to, slice(0, 12))
+    outside = edge_distance(masked, to, slice(-12, None))
+    assert inside < 0.85 * outside
+
+
+def edge_distance(images: Tensor, to: Tensor, columns: slice) -> float:
+    """Mean colour difference to the references along the left or right edge."""
+    return float((images - to)[..., columns].mean((2, 3)).abs().mean() * 2)
+
+
+def test_negative_image_moves_away(runs: Runs):
+    demo = runs.demo
+    adapter, caption = demo.adapter("standard"), "a red circle"
+    yellow = demo.references[:1] * 0 + torch.tensor((0.98, 0.90, 0.18))
+    plain = demo.sample(demo.applied(adapter, weight=0.6), caption)
+    away = demo.sample(demo.applied(adapter, weight=0.6, image_negative=yellow), caption)
+    distances = [
+        sum(demo.far(one, "yellow") for one in images) / len(SHOWN) for images in (plain, away)
+    ]
+    assert distances[1] > distances[0] + 0.02
