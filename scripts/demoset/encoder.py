@@ -1,7 +1,7 @@
 """A tiny CLIP vision encoder (transformers' CLIPVisionModelWithProjection) for the domain.
 
-Trained on what the scenes are made of: the pooled embedding must tell the colours, shapes,
-textures, sizes and places, the penultimate hidden states also the colour and the object cover of
+Trained on what the scenes are made of: the pooled embedding must tell the colours (and, as CLIP's
+does, their names), shapes, textures, sizes and places, the penultimate hidden states also the colour and the object cover of
 each patch. Photographs take part with their colour layout.
 
     python scripts/python.py scripts/demoset encoder OUT.safetensors
@@ -72,11 +72,16 @@ class Targets:
         self.colour = torch.zeros(count, 2, 3)
         self.geometry = torch.zeros(count, 2, 3)
         self.cover = torch.zeros(count, FINE * FINE, GRID, GRID)
+        self.names = torch.full((count, 2), -100)  # of the background's colour, the first object's
         for row, scene in enumerate(drawn):
             if scene is not None:
                 self._fill(row, scene)
 
     def _fill(self, row: int, scene: scenes.Scene) -> None:
+        names = list(scenes.COLOURS)
+        self.names[row] = torch.tensor(
+            [names.index(scene.background), names.index(scene.items[0].colour)]
+        )
         self.flags[row] = torch.tensor([1.0, float(len(scene.items) == 2)])
         for slot, item in enumerate(scene.items):
             self.shape[row, slot] = scenes.SHAPES.index(item.shape)
@@ -123,6 +128,7 @@ class Student(nn.Module):
         self.encoder = build()
         width = CONFIG["hidden_size"]
         self.pooled_head = nn.Linear(CONFIG["projection_dim"], GLOBAL_OUTPUTS)
+        self.names_head = nn.Linear(CONFIG["projection_dim"], 2 * len(scenes.COLOURS))
         self.hidden_head = nn.Linear(width, GLOBAL_OUTPUTS)
         self.patch_head = nn.Linear(width, 3 + FINE**2)
 
@@ -131,8 +137,12 @@ class Student(nn.Module):
         hidden = out.hidden_states[-2].float()
         normed = F.layer_norm(hidden, hidden.shape[-1:])
         pooled = self.pooled_head(out.image_embeds.float())
-        loss = global_loss(pooled, targets) + 0.5 * patch_loss(
-            self.patch_head(normed[:, 1:]), targets
+        names = self.names_head(out.image_embeds.float()).unflatten(1, (2, -1))
+        named = F.cross_entropy(names.flatten(0, 1), targets.names.flatten(), ignore_index=-100)
+        loss = (
+            named
+            + global_loss(pooled, targets)
+            + 0.5 * patch_loss(self.patch_head(normed[:, 1:]), targets)
         )
         return loss + 0.5 * global_loss(self.hidden_head(normed.mean(1)), targets), pooled
 
@@ -170,7 +180,7 @@ def train(out: Path, steps: int, size: int, start: Path | None, seed: int) -> No
     torch.manual_seed(seed)
     student, photos, began = Student(), scenes.load_photos(), time.time()
     if start is not None:
-        student.load_state_dict(torch.load(start, weights_only=True))
+        student.load_state_dict(torch.load(start, weights_only=True), strict=False)
     optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.02)
     held_images, held = training_batch(seed + 100, 0, 256, photos)
     for step in range(steps):

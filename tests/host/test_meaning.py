@@ -114,6 +114,20 @@ def test_mask_confines_the_effect(runs: Runs):
     assert inside < 0.85 * outside
 
 
+def test_the_map_of_a_masked_prompt_lies_where_the_mask_is(runs: Runs):
+    demo, half = runs.demo, torch.zeros(1, 128, 128)
+    half[:, :, :64] = 1.0
+    masked = demo.applied(demo.adapter("standard"), demo.references[:1], attn_mask=half)
+    recording, record = demo.host.call(
+        "IPAdapterRecordAttention", model=masked, show="effect", blocks="all"
+    )
+    demo.sample(recording, count=1)
+    _, (heat,) = demo.host.call(
+        "IPAdapterAttentionMap", record=record, image=demo.references[:1], opacity=0.5
+    )
+    assert heat[:, : heat.shape[1] // 2].sum() > 0.9 * heat.sum()
+
+
 def edge_distance(images: Tensor, to: Tensor, columns: slice) -> float:
     """Mean colour difference to the references along the left or right edge."""
     return float((images - to)[..., columns].mean((2, 3)).abs().mean() * 2)
