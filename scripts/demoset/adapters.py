@@ -247,7 +247,7 @@ def align(adapter: Any, samples: DemoSamples, text: TextFeatures, steps: int) ->
         loss.backward()
         optimiser.step()
         optimiser.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
-        if step % 50 == 0 or step == 1:
+        if step % 100 == 0:
             spread = float(words.var(0).mean())
             print(f"align {step} loss {float(loss):.4f} of {spread:.4f}", flush=True)
 
@@ -300,14 +300,14 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--start", type=Path, help="a file that an earlier run wrote")
     parser.add_argument("--samples", type=int, default=6000)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=5e-5)
     parser.add_argument(
         "--align", type=int, default=1500, help="steps before, of the projector alone"
     )
     parser.add_argument(
-        "--taught", type=int, default=300, help="steps at the start with the base as teacher"
+        "--taught", type=int, default=100, help="steps at the start with the base as teacher"
     )
     parser.add_argument("--drop-text", type=float, default=0.6)
     parser.add_argument("--seed", type=int, default=11)

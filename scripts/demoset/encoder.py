@@ -1,8 +1,8 @@
 """A tiny CLIP vision encoder (transformers' CLIPVisionModelWithProjection) for the domain.
 
 Trained on what the scenes are made of: the pooled embedding must tell the colours (and, as CLIP's
-does, their names), shapes, textures, sizes and places, the penultimate hidden states also the colour and the object cover of
-each patch. Photographs take part with their colour layout.
+does, their names), shapes, textures, sizes and places, the penultimate hidden states also the
+colour and the object cover of each patch. Photographs take part with their colour layout.
 
     python scripts/python.py scripts/demoset encoder OUT.safetensors
 """

@@ -125,6 +125,23 @@ def test_velocity_target_is_the_hosts_formula():
     assert torch.equal(schedule().target(latents, noise, steps), noise)
 
 
+@pytest.mark.parametrize(("prediction", "offset"), [(Prediction.EPS, 0), (Prediction.V, 1)])
+def test_min_snr_weighs_as_published(prediction: Prediction, offset: int):
+    timesteps = torch.tensor([0, 300, 999])
+    snr = schedule().sigmas[timesteps].double() ** -2
+    expected = [min(float(one), 0.5) / (float(one) + offset) for one in snr]
+    found = schedule(prediction).weights(timesteps, 0.5)
+    torch.testing.assert_close(found.double(), torch.tensor(expected).double(), rtol=1e-4, atol=0)
+
+
+def test_min_snr_changes_the_loss_and_zero_does_not():
+    plain, same, other = (
+        trainer(replace(SETTINGS, **changes)).step()
+        for changes in ({}, {"min_snr": 0.0}, {"min_snr": 0.01})
+    )
+    assert plain == same != other
+
+
 def test_drops_come_at_their_rates_and_never_overlap():
     settings = replace(SETTINGS, batch_size=20_000, drop_image=0.1, drop_text=0.2, drop_both=0.3)
     draw = trainer(settings).draw()
@@ -247,6 +264,7 @@ def test_other_errors_are_not_hidden():
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"drop_image": 0.7, "drop_text": 0.7}, "1 at most together"),
         ({"average": 1.0}, "average is 1.0"),
+        ({"min_snr": -1.0}, "min_snr is -1.0"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict, message: str):

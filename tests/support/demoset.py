@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .host import ROOT, Host
 
-STEPS, CFG, SEED = 10, 3.0, 17
+STEPS, CFG, SEED = 8, 3.0, 17
 # What the references show: shape, its colour, the background's colour.
 SHOWN = (
     ("circle", "red", "white"),
