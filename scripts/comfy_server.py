@@ -263,21 +263,6 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, A
     return graph
 
 
-def with_values(
-    workflow: dict[str, Any], settings: dict[str, dict[str, Any]], object_info: dict[str, Any]
-) -> dict[str, Any]:
-    """A workflow as the editor saves it, with other widget values by node class and name."""
-    changed = json.loads(json.dumps(workflow))
-    for node in changed["nodes"]:
-        values, wanted = node.get("widgets_values"), settings.get(node["type"])
-        if values and wanted:
-            numbered = {"widgets_values": range(len(values))}
-            places = _widgets(numbered, object_info[node["type"]])
-            for name in wanted.keys() & places.keys():
-                values[places[name]] = wanted[name]
-    return changed
-
-
 def _widgets(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
     """The values of a node's widgets by name; the editor saves them in order, without names."""
     values = iter(node.get("widgets_values") or ())

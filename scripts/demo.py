@@ -98,7 +98,11 @@ def demo(arguments: argparse.Namespace) -> Path:
         sheet.save(output)
         if server.process:
             say(f"ComfyUI stays at {server.url}; process {server.process.pid} (end it when done)")
-            say(f'In its page press W and open "{WORKFLOW.removesuffix(".json")}".')
+            say(
+                f"Open it in a browser, press w (Workflows) and choose "
+                f"{WORKFLOW.removesuffix('.json')}; put your own picture into the node Image "
+                "prompt, and press Run."
+            )
     finally:
         (models / "ipadapter" / SHUFFLED).unlink(missing_ok=True)
         if not arguments.keep:

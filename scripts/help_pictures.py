@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from comfy_server import ComfyServer, make_base
-from demo import demo_models
 from environment import NAME, ROOT, say
+from random_models import random_models
 
 PAGES = ROOT / "web" / "docs"
 FOLDER = PAGES / "nodes"
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     names = list(arguments) or sorted(path.stem for path in PAGES.glob("*.md"))
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="help-") as folder, sync_playwright() as driver:
-        base = make_base(Path(folder), {NAME: ROOT}, demo_models())
+        base = make_base(Path(folder), {NAME: ROOT}, random_models())
         with ComfyServer(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base) as server:
             settings = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}
             server.fetch("/api/settings", json.dumps(settings).encode())

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from comfy_server import ComfyServer, ServerError, error_of, link_folder, make_base, saved_images
-from demo import configured, demo_models
 from environment import NAME, ROOT, say
+from random_models import configured, random_models
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 EMBEDS = "embeds"  # folder below the shared input folder
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str]) -> int:
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     ray.init(runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}})
     actor = ray.remote(num_cpus=1)(Worker)
-    workers = [actor.remote(number, output, demo_models()) for number in range(given.workers)]
+    workers = [actor.remote(number, output, random_models()) for number in range(given.workers)]
     pool = ray.util.ActorPool(workers)
     try:
         todo = [job for job in jobs if not job.embeds(shared)]

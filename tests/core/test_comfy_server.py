@@ -150,25 +150,3 @@ def test_editor_format_becomes_api_format():
         "1": {"class_type": "Loader", "inputs": {"file": "a.png"}},
         "2": {"class_type": "Sampler", "inputs": {"seed": 7, "name": "ddim", "model": ["1", 0]}},
     }
-
-
-def test_widget_values_are_set_by_name() -> None:
-    info = {
-        "K": {
-            "input": {
-                "required": {
-                    "model": ["MODEL"],
-                    "seed": ["INT", {"control_after_generate": True}],
-                    "steps": ["INT", {}],
-                }
-            }
-        }
-    }
-    nodes = [
-        {"type": "K", "widgets_values": [7, "fixed", 20]},
-        {"type": "Note", "widgets_values": [1]},
-    ]
-    workflow = {"nodes": nodes}
-    changed = comfy_server.with_values(workflow, {"K": {"steps": 8, "unknown": 1}}, info)
-    assert [node["widgets_values"] for node in changed["nodes"]] == [[7, "fixed", 8], [1]]
-    assert workflow["nodes"][0]["widgets_values"] == [7, "fixed", 20]
