@@ -18,8 +18,9 @@ REFERENCE, SECOND, PHOTO = "reference.png", "second.png", "photograph.png"
 LEFT, RIGHT = "mask-left.png", "mask-right.png"
 TEXT = "a blue star on a green background"
 EDITOR_NOTE = """The same seed without and with an image prompt. Press *Run*. Then choose a picture
-of your own in *Image prompt*, empty the *Prompt*, or change *weight*. These models are tiny: they
-know coloured shapes on coloured backgrounds, 128 pixels wide."""
+of your own in *Image prompt*, change *weight*, or write *a blue star on a green background* into
+*Prompt*. These models are tiny: they know coloured shapes on coloured backgrounds, 128 pixels
+wide."""
 EDITOR_SAMPLER = {"steps": 12, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"}
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.2)
 ROW_TITLES = (
@@ -120,7 +121,8 @@ def studio_of(panel: Panel, steps: int) -> Studio:
 def editor_graph() -> Graph:
     """A workflow for the editor: the same seed without and with an image prompt."""
     graph = Graph("image prompt", EDITOR_NOTE)
-    base = Base.of(graph, TEXT, CHECKPOINT, width=SIZE, height=SIZE)
+    base = Base.of(graph, "", CHECKPOINT, width=SIZE, height=SIZE)
+    graph.nodes[base.negative.node - 1].inputs["text"] = ""  # they know no such words
     patched = graph.add(
         "IPAdapterAdvanced",
         model=base.checkpoint["MODEL"],

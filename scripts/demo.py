@@ -101,7 +101,7 @@ def demo(arguments: argparse.Namespace) -> Path:
             say(
                 f"Open it in a browser, press w (Workflows) and choose "
                 f"{WORKFLOW.removesuffix('.json')}; put your own picture into the node Image "
-                "prompt, and press Run."
+                "prompt, and press Run. Pressing w again closes the list."
             )
     finally:
         (models / "ipadapter" / SHUFFLED).unlink(missing_ok=True)

@@ -158,7 +158,9 @@ def _height(node: Node, info: Info) -> int:
     for _, declared in _declared(node.kind, info):
         options = declared[1] if len(declared) > 1 else {}
         rows += 4 if options.get("multiline") else 1
-    return 40 + ROW * max(rows, len(info[node.kind]["output"])) + (280 if picture else 0)
+    # Loaders write below their widgets what they found.
+    told = 90 if node.kind.startswith("IPAdapter") and "Loader" in node.kind else 0
+    return 40 + ROW * max(rows, len(info[node.kind]["output"])) + (280 if picture else told)
 
 
 def _all_inputs(node: Node, info: Info) -> list[tuple[str, Any]]:
