@@ -197,7 +197,7 @@ def crop_warning(image: Tensor, threshold: float = 0.25, name: str = "image") ->
 def warn_crop_loss(image: Tensor, name: str = "image") -> None:
     """Log a warning when the centre crop of (batch, height, width, channels) loses a lot."""
     if warning := crop_warning(image, name=name):
-        logger.warning(warning)
+        logger.warning("%s", warning)
 
 
 def blank_outside(image: Tensor, mask: Tensor | None) -> Tensor:
