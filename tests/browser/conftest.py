@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.page import READY, Editor
-from support.server import ROOT
+from support.server import ROOT, running
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PICTURES = ROOT / "tests" / "output"
@@ -23,6 +23,14 @@ def chromium() -> str:
     if not found:
         pytest.skip("needs Chromium; install it or set CHROMIUM_PATH")
     return found
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """A server of the browser tests' own: what others leave in its history and folders, broken
+    files and inputs that are no numbers, is not what a page should be judged by."""
+    with running(tmp_path_factory.mktemp("browser")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
