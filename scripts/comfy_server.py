@@ -1,11 +1,10 @@
 """Starts a real ComfyUI server on this machine, talks to it, and stops it whatever happens.
 
-Standard library only, except `ComfyServer.run`, which follows a graph by aiohttp's WebSocket.
+Standard library only.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -19,7 +18,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,8 +38,6 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 # Nodes that only the editor knows.
 NOTES = ("Note", "MarkdownNote")
-ENDS = ("execution_success", "execution_error", "execution_interrupted")
-Report = Callable[[str, dict[str, Any]], None]
 
 
 class ServerError(Exception):
@@ -186,9 +182,17 @@ class ComfyServer:
             time.sleep(0.1)
         raise ServerError(f"the graph has not ended after {seconds:.0f} s")
 
-    def run(self, graph: dict[str, Any], report: Report) -> dict[str, Any]:
-        """Queue a graph and follow it: `report` hears each event. Returns its history entry."""
-        return asyncio.run(self._run(graph, report))
+    def run(self, graph: dict[str, Any], seconds: float = 600) -> dict[str, Any]:
+        """Queue a graph; returns its history entry. `ServerError`: refused, or a node fails."""
+        entry = self.wait(self.queue(graph), seconds)
+        if problem := error_of(entry):
+            raise ServerError(problem)
+        return entry
+
+    def pictures(self, graph: dict[str, Any], seconds: float = 600) -> list[bytes]:
+        """Run a graph; returns the files of the pictures that it saves, in order."""
+        saved = saved_images(self.run(graph, seconds))
+        return [self.view(file) for files in saved.values() for file in files]
 
     def view(self, image: dict[str, str]) -> bytes:
         """The file of an image that a node has saved, as its UI output names it."""
@@ -197,22 +201,6 @@ class ComfyServer:
     def tail(self) -> str:
         """The last lines of the log."""
         return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-30:])
-
-    async def _run(self, graph: dict[str, Any], report: Report) -> dict[str, Any]:
-        import aiohttp
-
-        client = uuid.uuid4().hex
-        socket_url = f"{self.url}/ws?clientId={client}"
-        async with aiohttp.ClientSession() as session, session.ws_connect(socket_url) as events:
-            prompt_id = await asyncio.to_thread(self.queue, graph, client)
-            async for message in events:
-                if message.type is not aiohttp.WSMsgType.TEXT:
-                    continue
-                event = message.json()
-                report(event["type"], event["data"])
-                if event["type"] in ENDS and event["data"].get("prompt_id") == prompt_id:
-                    break
-        return await asyncio.to_thread(self.wait, prompt_id, 60)
 
     def _wait_for_answer(self) -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfy_server import ComfyServer, ServerError, error_of, make_base, saved_images
-from environment import NAME, ROOT, SetUpError, ensure, say
+from comfy_server import ComfyServer, ServerError, make_base
+from environment import NAME, ROOT, SetUpError, ready, say
 
 if TYPE_CHECKING:
     from contact_sheet import Given, Panel
@@ -38,11 +38,7 @@ def main() -> None:
     if arguments.inside:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every finally runs
         sys.exit(inside(arguments))
-    try:
-        environment = ensure()
-    except SetUpError as error:
-        sys.exit(f"error: {error}")
-    environment.become([__file__, "--inside", *sys.argv[1:]])
+    ready().become([__file__, "--inside", *sys.argv[1:]])
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -160,6 +156,7 @@ def contact_sheet(
     """Sample the panels and put all on one sheet; with the figures of those that are measured."""
     import contact_sheet as sheet
     from demo_models import layout_distance
+    from PIL import Image
 
     if "IMPORT FAILED" in server.log.read_text("utf-8", "replace"):
         raise ServerError(f"ComfyUI cannot import the pack:\n{server.tail()}")
@@ -169,7 +166,8 @@ def contact_sheet(
         if isinstance(panel, sheet.Given):
             rows[panel.row].append((panel.title, given[panel.file]))
             continue
-        pictures = sample(server, sheet.studio_of(panel, steps).graph.nodes)
+        graph = sheet.studio_of(panel, steps).graph.nodes
+        pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in server.pictures(graph)]
         rows[panel.row].append((panel.title, pictures[0]))
         say(f"  {time.monotonic() - started:5.1f} s  {panel.title}")
         if panel.measured:
@@ -186,17 +184,6 @@ def notes(figures: Sequence[Figures], text: str) -> list[str]:
     for line in lines:
         say(line)
     return lines
-
-
-def sample(server: ComfyServer, graph: dict) -> list[Image]:
-    """What a graph saves."""
-    from PIL import Image
-
-    entry = server.wait(server.queue(graph))
-    if error := error_of(entry):
-        raise ServerError(error)
-    files = [file for files in saved_images(entry).values() for file in files]
-    return [Image.open(io.BytesIO(server.view(file))).convert("RGB") for file in files]
 
 
 if __name__ == "__main__":

@@ -139,6 +139,14 @@ def ensure(tools: bool = False) -> Environment:
         return _ensure(tools)
 
 
+def ready(tools: bool = False) -> Environment:
+    """`ensure` for a command: where nothing can be set up, it ends with the reason."""
+    try:
+        return ensure(tools)
+    except SetUpError as error:
+        sys.exit(f"error: {error}")
+
+
 def _ensure(tools: bool) -> Environment:
     chosen = os.environ.get("COMFYUI_PATH")
     existing = checked_host(Path(chosen)) if chosen else None

@@ -66,6 +66,9 @@ def main(arguments: Sequence[str]) -> int:
     """Write the pictures of these nodes, or of all; 0 if every page has one."""
     from playwright.sync_api import sync_playwright
 
+    program = chromium()
+    if program is None:
+        sys.exit("error: no Chromium found; install it or set CHROMIUM_PATH")
     names = list(arguments) or sorted(path.stem for path in PAGES.glob("*.md"))
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="help-") as folder, sync_playwright() as driver:
@@ -73,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
         with ComfyServer(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base) as server:
             settings = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}
             server.fetch("/api/settings", json.dumps(settings).encode())
-            browser = driver.chromium.launch(executable_path=chromium())
+            browser = driver.chromium.launch(executable_path=program)
             page = browser.new_page(
                 viewport={"width": 1500, "height": 1500}, device_scale_factor=1.5
             )
@@ -93,12 +96,9 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def chromium() -> str:
-    """The browser's program: CHROMIUM_PATH, or the first one on the path."""
-    found = os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not found:
-        sys.exit("error: no Chromium found; install it or set CHROMIUM_PATH")
-    return found
+def chromium() -> str | None:
+    """The browser's program: CHROMIUM_PATH, or the first one on the path; None if there is none."""
+    return os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def write(page: Any, name: str) -> None:

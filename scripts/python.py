@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from environment import SetUpError, ensure
+from environment import ready
 
 
 def main() -> None:
     """Hand all arguments to the environment's interpreter."""
-    try:
-        environment = ensure(tools=True)
-    except SetUpError as error:
-        sys.exit(f"error: {error}")
-    environment.become(sys.argv[1:])
+    ready(tools=True).become(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from api_graph import Sampling, Studio
-from comfy_server import ComfyServer, ServerError, error_of, make_base, saved_images
-from environment import NAME, ROOT, SetUpError, ensure, say
+from comfy_server import ComfyServer, ServerError, make_base
+from environment import NAME, ROOT, SetUpError, ready, say
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -170,7 +170,8 @@ def score(
 
     began, by_image, by_text = time.monotonic(), [], []
     for pair, name in pairs:
-        made = samples(server, graph_of(setting, name, options))
+        files = server.pictures(graph_of(setting, name, options), seconds=3600)
+        made = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
         with Image.open(pair.path) as opened:
             picture = opened.convert("RGB")
         by_image += judge.image_similarity(made, picture)
@@ -182,17 +183,6 @@ def score(
         f"{result.clip_t:.3f} ({result.samples} samples, {seconds:.0f} s)"
     )
     return result
-
-
-def samples(server: ComfyServer, graph: dict[str, Any]) -> list[Image]:
-    """What a graph saves."""
-    from PIL import Image
-
-    entry = server.wait(server.queue(graph), seconds=3600)
-    if error := error_of(entry):
-        raise ServerError(error)
-    files = [server.view(one) for ones in saved_images(entry).values() for one in ones]
-    return [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
 
 
 def mean(values: Sequence[float]) -> float:
@@ -302,11 +292,7 @@ def main() -> None:
     options = parse(sys.argv[1:])
     if options.inside:
         sys.exit(inside(options))
-    try:
-        environment = ensure()
-    except SetUpError as error:
-        sys.exit(f"error: {error}")
-    environment.become([__file__, "--inside", *sys.argv[1:]])
+    ready().become([__file__, "--inside", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comfy_server import ComfyServer, ServerError, error_of, link_folder, make_base, saved_images
+from comfy_server import ComfyServer, link_folder, make_base
 from environment import NAME, ROOT, say
 from random_models import configured, random_models
 
@@ -102,25 +102,18 @@ class Worker:
 
     def encode(self, job: Job) -> str:
         """Write a picture's embeds; returns the job's name."""
-        self._run(encode_graph(template("load_embeds"), job.picture, job.name))
+        self.server.run(encode_graph(template("load_embeds"), job.picture, job.name))
         return job.name
 
     def draw(self, job: Job, embeds: str, prompt: str, output: Path) -> str:
         """Draw from a picture's embeds; returns the job's name."""
-        entry = self._run(draw_graph(template("load_embeds"), embeds, job.name, prompt))
-        ((image, *_), *_) = saved_images(entry).values()
-        job.result(output).write_bytes(self.server.view(image))
+        graph = draw_graph(template("load_embeds"), embeds, job.name, prompt)
+        job.result(output).write_bytes(self.server.pictures(graph)[0])
         return job.name
 
     def stop(self) -> None:
         """End this worker's ComfyUI."""
         self.server.stop()
-
-    def _run(self, graph: Graph) -> dict[str, Any]:
-        entry = self.server.wait(self.server.queue(graph))
-        if error := error_of(entry):
-            raise ServerError(error)
-        return entry
 
 
 def main(arguments: Sequence[str]) -> int:

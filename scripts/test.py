@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from environment import ROOT, SetUpError, ensure, say
+from environment import ROOT, ready, say
 
 CHECKS: dict[str, tuple[str | Path, ...]] = {
     "format": ("-m", "ruff", "format", "--check", ROOT),
@@ -21,10 +21,7 @@ CHECKS: dict[str, tuple[str | Path, ...]] = {
 def main(arguments: list[str]) -> int:
     """Run everything, whatever fails on the way; 0 if all of it passed."""
     started = time.monotonic()
-    try:
-        environment = ensure(tools=True)
-    except SetUpError as error:
-        sys.exit(f"error: {error}")
+    environment = ready(tools=True)
     say(f"environment: ready after {time.monotonic() - started:.0f} s ({environment.python})")
     failed = []
     for name, command in CHECKS.items():

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comfy_server import ComfyServer, ServerError, error_of, make_base, saved_images
+from comfy_server import ComfyServer, ServerError, make_base
 from demo_models import configured as with_demo_models
 from demo_models import demo_models, drawing, photograph
 from environment import NAME, ROOT, say
@@ -110,15 +110,11 @@ def thumbnail(server: ComfyServer, name: str, twin: dict[str, Any]) -> bool:
 
     say(name)
     try:
-        entry = server.wait(server.queue(twin))
+        files = server.pictures(twin)
     except ServerError as error:
         say(f"  {error}")
         return False
-    if problem := error_of(entry):
-        say(f"  {problem}")
-        return False
-    files = [file for files in saved_images(entry).values() for file in files]
-    pictures = [Image.open(io.BytesIO(server.view(file))).convert("RGB") for file in files]
+    pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
     side = THUMBNAIL // len(pictures) if pictures else 0
     sheet = Image.new("RGB", (side * len(pictures), THUMBNAIL), "black")
     for column, picture in enumerate(pictures):

@@ -12,7 +12,7 @@ import importlib.util
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -171,22 +171,46 @@ def samples_for(family: str, options: argparse.Namespace) -> DemoSamples:
 
 def train(family: str, options: argparse.Namespace) -> dict[str, Tensor]:
     """Train an adapter; returns its narrow tensors in the standard layout."""
-    core, adapters, spec = pack_module("train"), pack_module("trainable"), pack_module("spec")
+    core = pack_module("train")
     samples = samples_for(family, options)
-    device = torch.device(options.device)
-    frozen = FrozenNarrow(options.weights / "unet.safetensors", device)
+    frozen = FrozenNarrow(options.weights / "unet.safetensors", torch.device(options.device))
+    adapter = new_adapter(family, frozen, samples, options)
+    alphas = alphas_cumprod()
+    schedule = core.NoiseSchedule(((1 - alphas) / alphas).sqrt())
+    trainer = core.Trainer(adapter, samples, frozen, schedule, settings_of(core, options))
+    plain = trainer.loss
+    taught = partial(taught_loss, trainer)
+
+    def loss(draw: Any) -> Tensor:
+        return (taught if trainer.steps < options.taught else plain)(draw)
+
+    trainer.loss = loss
+    notice = core.train(trainer, reporter(trainer, options.out / f"{family}.pt", options))
+    if notice:
+        print(notice, flush=True)
+    return dict(trainer.state().result)
+
+
+def new_adapter(
+    family: str, frozen: FrozenNarrow, samples: DemoSamples, options: argparse.Namespace
+) -> Any:
+    """An adapter that an earlier run wrote, else a new one, aligned."""
+    adapters, spec = pack_module("trainable"), pack_module("spec")
     plan = adapters.ProjectorPlan(
         spec.Family(family), samples.features.shape[-1], narrow.CONTEXT, **RESAMPLER
     )
     generator = torch.Generator().manual_seed(options.seed)
     adapter = adapters.TrainableAdapter.create(plan, frozen.text_weights(), generator)
-    if options.start is not None:
-        adapter.load_state_dict(packed.load(options.start)[0])
     if options.start is None:
         align(adapter, samples, TextFeatures(tokenizer()), options.align)
-    alphas = alphas_cumprod()
-    schedule = core.NoiseSchedule(((1 - alphas) / alphas).sqrt())
-    settings = core.TrainSettings(
+    else:
+        adapter.load_state_dict(packed.load(options.start)[0])
+    return adapter
+
+
+def settings_of(core: ModuleType, options: argparse.Namespace) -> Any:
+    """The pack's TrainSettings."""
+    return core.TrainSettings(
         steps=options.steps,
         batch_size=options.batch,
         learning_rate=options.rate,
@@ -195,20 +219,16 @@ def train(family: str, options: argparse.Namespace) -> dict[str, Tensor]:
         average=0.99,
         min_snr=MIN_SNR,
         seed=options.seed,
-        device=device,
+        device=torch.device(options.device),
     )
-    trainer = core.Trainer(adapter, samples, frozen, schedule, settings)
-    plain = trainer.loss
-    taught = partial(taught_loss, trainer)
 
-    def loss(draw: Any) -> Tensor:
-        return (taught if trainer.steps < options.taught else plain)(draw)
 
-    trainer.loss = loss
-    began, path = time.time(), options.out / f"{family}.pt"
+def reporter(trainer: Any, path: Path, options: argparse.Namespace) -> Callable[[int, float], bool]:
+    """Prints the loss, keeps the result so far in `path`, and lets the rate fall."""
+    began = time.time()
 
     def report(step: int, _loss: float) -> bool:
-        done = step / settings.steps
+        done = step / options.steps
         if step % 25 == 0:
             mean = sum(trainer.losses[-25:]) / 25
             print(f"{step} {time.time() - began:.0f}s loss {mean:.4f}", flush=True)
@@ -218,10 +238,7 @@ def train(family: str, options: argparse.Namespace) -> dict[str, Tensor]:
         trainer.optimizer.param_groups[0]["lr"] = rate
         return True
 
-    notice = core.train(trainer, report)
-    if notice:
-        print(notice, flush=True)
-    return dict(trainer.state().result)
+    return report
 
 
 def align(adapter: Any, samples: DemoSamples, text: TextFeatures, steps: int) -> None:

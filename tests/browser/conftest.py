@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from support.page import READY, Editor
-from support.server import ROOT, running
+from support.server import ROOT, running, script
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PICTURES = ROOT / "tests" / "output"
 
 
 def chromium() -> str:
-    """The browser's program: CHROMIUM_PATH, or the first one on the path."""
-    found = os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    """The browser's program."""
+    found = script("help_pictures").chromium()
     if not found:
         pytest.skip("needs Chromium; install it or set CHROMIUM_PATH")
     return found
