@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .contents import LAYER_PREFIXES, PROJECTOR_PREFIXES, Kind, kind_of, why_not_an_adapter
+from .errors import Problem
 from .tensorfile import TensorMap, flatten, open_tensor_file
 
 __all__ = [
@@ -66,7 +67,7 @@ def checkpoint_from_tensors(
 ) -> Checkpoint:
     """Split flat keys into projector and layers; ValueError says what else the file is."""
     if kind_of(tensors) is not Kind.ADAPTER:
-        raise ValueError(why_not_an_adapter(name, tensors))
+        raise Problem.WRONG_FILE(why_not_an_adapter(name, tensors))
     projector = {
         _official_name(new): old for new, old in _under(tensors, PROJECTOR_PREFIXES).items()
     }

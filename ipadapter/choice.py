@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from .checkpoint import read_checkpoint
+from .errors import Problem
 from .files import FoundFile, Listing, why_not_width
 from .presets import (
     ENCODER_SOURCES,
@@ -69,7 +70,7 @@ def choose(
     if needed.lora or spec.has_lora:
         lora = find_lora(adapter, spec, needed.lora, loras)
         if lora is None and need_lora and not spec.has_lora:
-            raise FileNotFoundError(_no_lora(adapter, needed, loras))
+            raise Problem.NO_FITTING_FILE(_no_lora(adapter, needed, loras), FileNotFoundError)
     return Choice(adapter, spec, encoder, lora, notes)
 
 
@@ -81,9 +82,11 @@ def find_adapter(
     told = [(f, spec) for f, spec in fitting if spec and variant_of(spec, f.name)]
     untold = [(f, spec) for f, spec in fitting if spec and not variant_of(spec, f.name)]
     if not told and len(untold) > 1:
-        raise ValueError(_ambiguous(preset, base, needed, [file for file, _ in untold]))
+        raise Problem.SEVERAL_FILES(_ambiguous(preset, base, needed, [file for file, _ in untold]))
     if not told and not untold:
-        raise FileNotFoundError(_no_adapter(preset, base, needed, adapters))
+        raise Problem.NO_FITTING_FILE(
+            _no_adapter(preset, base, needed, adapters), FileNotFoundError
+        )
     file, spec = max(reversed(told or untold), key=lambda pair: _rank(pair[0], needed.file))
     spec = spec.with_face_version(_VERSIONS.get(needed.variant, FaceVersion.AUTO))
     note = f"{file.name} was chosen by its content; its name does not tell {needed.variant.value}."
@@ -94,7 +97,7 @@ def find_encoder(spec: AdapterSpec, encoders: Listing) -> FoundFile:
     """The image encoder that an adapter needs; FileNotFoundError says which files do not fit."""
     fitting = [file for file in encoders if not why_not_encoder(file, spec)]
     if not fitting:
-        raise FileNotFoundError(_no_encoder(spec, encoders))
+        raise Problem.NO_FITTING_FILE(_no_encoder(spec, encoders), FileNotFoundError)
     source = encoder_source(spec)
     return max(reversed(fitting), key=lambda file: _encoder_rank(file, source))
 

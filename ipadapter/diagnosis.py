@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from .choice import Choice, choose, encoder_source, presets_of, why_not_encoder, without_name
 from .contents import Kind
+from .errors import plain_text
 from .files import EncoderFacts, FoundFile, Listing, why_not_width
 from .spec import AdapterSpec, base_name
 
@@ -128,7 +129,7 @@ def _preset_section(subject: Subject, folders: Folders) -> list[str]:
             folders.loras,
         )
     except (ValueError, FileNotFoundError) as error:
-        return [title, *(f"  {line}" for line in str(error).splitlines())]
+        return [title, *(f"  {line}" for line in plain_text(error).splitlines())]
     return [title, *(f"  {line}" for line in _chosen(choice))]
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .errors import Problem, plain_text
 from .paths import write_numbered
 from .spec import FACE_WIDTH, AdapterSpec, EmbedSource, encoder_name
 from .tensorfile import open_tensor_file
@@ -51,7 +52,7 @@ def combine_embeds(
     _check_combinable(embeds, names)
     images = torch.cat([embed.to(embeds[0]) for embed in embeds])
     if method is CombineMethod.SUBTRACT and len(images) < 2:
-        raise ValueError(
+        raise Problem.WRONG_INPUT(
             'Combine method "subtract" needs something to subtract: got one image. Connect a '
             "second one, or choose another method."
         )
@@ -163,7 +164,7 @@ def as_image_embeds(value: Any, name: str = "embeds") -> ImageEmbeds:
         return value
     if not isinstance(value, Tensor) or value.ndim not in (2, 3):
         found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(
+        raise Problem.WRONG_INPUT(
             f"{name}: expected embeds (images, dim) or (images, tokens, dim), got {found}."
         )
     if value.shape[-1] == FACE_WIDTH:
@@ -179,7 +180,7 @@ def combine_image_embeds(
     first, names = embeds[0], names or _numbered(len(embeds))
     for name, other in zip(names, embeds, strict=True):
         if other.source is not first.source or other.raw_face != first.raw_face:
-            raise ValueError(
+            raise Problem.EMBEDS_MISMATCH(
                 f"{names[0]} and {name} cannot be combined: {names[0]} is {first}; {name} is "
                 f"{other}. Encode both with the same adapter."
             )
@@ -198,7 +199,7 @@ def check_belongs(embeds: ImageEmbeds, spec: AdapterSpec, adapter: str, name: st
     SD1.5 and the ViT-H one for SDXL.
     """
     if wanted := _mismatch(embeds, spec):
-        raise ValueError(
+        raise Problem.EMBEDS_MISMATCH(
             f"{name} does not belong to {adapter}: it holds {embeds}, but {adapter} needs "
             f"{wanted}. Encode the image again with {adapter}, or load the adapter it was made for."
         )
@@ -236,7 +237,7 @@ def load_embeds(path: Path) -> ImageEmbeds:
     file = open_tensor_file(path)
     bare = list(file.tensors) == [""]
     if not bare and file.metadata.get("format") != FORMAT:
-        raise ValueError(
+        raise Problem.WRONG_FILE(
             f"{path.name} is not an embeds file: expected one that IPAdapter Save Embeds wrote."
         )
     try:
@@ -244,8 +245,10 @@ def load_embeds(path: Path) -> ImageEmbeds:
             return as_image_embeds(file.tensors[""])
         return _from_file(file.metadata, {name: file.tensors[name] for name in file.tensors})
     except (KeyError, ValueError) as error:
-        reason = str(error).rstrip(".")
-        raise ValueError(f"{path.name} is damaged: {reason}. Encode the image again.") from error
+        reason = plain_text(error).rstrip(".")
+        raise Problem.FILE_BROKEN(
+            f"{path.name} is damaged: {reason}. Encode the image again."
+        ) from error
 
 
 def _from_file(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> ImageEmbeds:
@@ -282,11 +285,11 @@ def _mismatch(embeds: ImageEmbeds, spec: AdapterSpec) -> str:
 
 def _check_combinable(embeds: Sequence[Tensor], names: Sequence[str]) -> None:
     if not embeds:
-        raise ValueError("Expected embeds to combine, got none. Connect at least one.")
+        raise Problem.WRONG_INPUT("Expected embeds to combine, got none. Connect at least one.")
     names = names or _numbered(len(embeds))
     for name, embed in zip(names, embeds, strict=True):
         if embed.shape[1:] != embeds[0].shape[1:]:
-            raise ValueError(
+            raise Problem.EMBEDS_MISMATCH(
                 f"{names[0]} {tuple(embeds[0].shape)} and {name} {tuple(embed.shape)} cannot be "
                 "combined: apart from the number of images the sizes must agree. Encode both with "
                 "the same adapter and image encoder."
@@ -295,14 +298,14 @@ def _check_combinable(embeds: Sequence[Tensor], names: Sequence[str]) -> None:
 
 def _check_tensor(name: str, tensor: Tensor, rank: int) -> None:
     if tensor.ndim != rank or 0 in tensor.shape or not tensor.is_floating_point():
-        raise ValueError(
+        raise Problem.WRONG_INPUT(
             f"Expected {name} with {rank} axes of floating-point numbers, got "
             f"{tuple(tensor.shape)} of {tensor.dtype}."
         )
     if name == "face" and tensor.shape[-1] != FACE_WIDTH:
         raise ValueError(f"Expected a face embedding of {FACE_WIDTH}, got {tensor.shape[-1]}.")
     if not torch.isfinite(tensor).all():
-        raise ValueError(
+        raise Problem.FILE_BROKEN(
             f"Expected {name} of finite numbers, got NaN or infinite values. The image encoder may "
             "be damaged."
         )

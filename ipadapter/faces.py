@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .errors import Problem, plain_text
 from .paths import below
 from .tensorfile import refuse_downloaded_text
 
@@ -97,9 +98,9 @@ def load_faces(folder: Path, pack: str, provider: str = "CPU") -> Any:
             providers=_providers(provider),
         )
     except AssertionError as error:
-        raise ValueError(_pack_message(location, "holds no face detector")) from error
+        raise Problem.FACE_MODELS(_pack_message(location, "holds no face detector")) from error
     if "recognition" not in analysis.models:
-        raise ValueError(_pack_message(location, "holds no face recogniser"))
+        raise Problem.FACE_MODELS(_pack_message(location, "holds no face recogniser"))
     analysis.prepare(ctx_id=0, det_size=(DETECTION_SIZES[0], DETECTION_SIZES[0]))
     return analysis
 
@@ -116,10 +117,10 @@ def find_faces(
     `name` is the node's input, for messages.
     """
     if analysis is None:
-        raise ValueError("InsightFace is not connected: add IPAdapter InsightFace Loader.")
+        raise Problem.WRONG_INPUT("InsightFace is not connected: add IPAdapter InsightFace Loader.")
     if images is None or images.ndim != 4 or not len(images):
         found = "nothing" if images is None else f"a tensor of shape {tuple(images.shape)}"
-        raise ValueError(f"{name}: expected a batch of pictures, got {found}.")
+        raise Problem.BAD_PICTURE(f"{name}: expected a batch of pictures, got {found}.")
     found = [_largest_face(analysis, _to_bgr(image)) for image in images]
     chosen = _apply_policy(found, MissingFace(missing), name)
     return Faces(
@@ -142,7 +143,9 @@ def check_pack(folder: Path, pack: str) -> Path:
     location = below(folder / "models", pack)
     models = sorted(location.glob("*.onnx"))
     if not models:
-        raise FileNotFoundError(_pack_message(location, _misplaced(folder, pack)))
+        raise Problem.FACE_MODELS(
+            _pack_message(location, _misplaced(folder, pack)), FileNotFoundError
+        )
     for model in models:
         refuse_downloaded_text(model)
     return location
@@ -153,7 +156,7 @@ def environment() -> str:
     try:
         _library()
     except ImportError as error:
-        return f"INSIGHTFACE  {error}"
+        return f"INSIGHTFACE  {plain_text(error)}"
     return f"INSIGHTFACE  works ({_versions()})"
 
 
@@ -193,13 +196,15 @@ def _library() -> SimpleNamespace:
         from insightface.utils.face_align import norm_crop
     except ModuleNotFoundError as error:
         if error.name == "insightface":
-            raise ImportError(
+            raise Problem.FACE_LIBRARY(
                 "insightface is not installed, and FaceID adapters need it. Install it into the "
-                f"Python that runs ComfyUI: {sys.executable} -m pip install insightface onnxruntime"
+                f"Python that runs ComfyUI: {sys.executable} -m pip install insightface "
+                "onnxruntime\n",
+                ImportError,
             ) from error
-        raise ImportError(_broken(error)) from error
+        raise Problem.FACE_LIBRARY(_broken(error), ImportError) from error
     except (ImportError, ValueError, AttributeError, TypeError, RuntimeError, OSError) as error:
-        raise ImportError(_broken(error)) from error
+        raise Problem.FACE_LIBRARY(_broken(error), ImportError) from error
     return SimpleNamespace(FaceAnalysis=FaceAnalysis, norm_crop=norm_crop)
 
 
@@ -207,7 +212,7 @@ def _broken(error: Exception) -> str:
     return (
         f"insightface is installed but does not load ({type(error).__name__}: {error}). "
         f"Versions: {_versions()}. Packages that do not fit each other (often numpy) are the usual "
-        f"cause: {sys.executable} -m pip install --upgrade insightface onnxruntime"
+        f"cause: {sys.executable} -m pip install --upgrade insightface onnxruntime\n"
     )
 
 
@@ -224,7 +229,9 @@ def _versions() -> str:
 def _providers(provider: str) -> list[str]:
     """ONNX Runtime's names, with the CPU as the fallback."""
     if provider not in PROVIDERS:
-        raise ValueError(f"provider: expected one of {', '.join(PROVIDERS)}, got {provider!r}.")
+        raise Problem.BAD_VALUE(
+            f"provider: expected one of {', '.join(PROVIDERS)}, got {provider!r}."
+        )
     import onnxruntime
 
     wanted, cpu = PROVIDERS[provider], PROVIDERS["CPU"]
@@ -263,7 +270,7 @@ def _apply_policy(
     faces = [(index, face) for index, face in enumerate(found) if face]
     without = [index + 1 for index, face in enumerate(found) if not face]
     if not faces or (without and missing is MissingFace.ERROR):
-        raise ValueError(_no_face(without, len(found), name))
+        raise Problem.NO_FACE(_no_face(without, len(found), name))
     if not without or missing is MissingFace.SKIP:
         return faces
     previous = faces[0][1]  # pictures before the first face get the first

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .checkpoint import checkpoint_from_tensors
 from .contents import HOME_FOLDERS, Kind, kind_of
+from .errors import plain_text
 from .spec import AdapterSpec, EmbedSource, encoder_name, identify
 from .tensorfile import Shape, TensorMap, open_tensor_file
 
@@ -141,7 +142,7 @@ def read_contents(path: Path) -> Contents:
     try:
         opened = open_tensor_file(path)
     except (ValueError, OSError) as error:
-        return Contents(problem=str(error))
+        return Contents(problem=plain_text(error))
     return contents_of(opened.tensors, path.name)
 
 
@@ -159,7 +160,7 @@ def contents_of(tensors: TensorMap, name: str) -> Contents:
         if kind is Kind.OPENCLIP and "visual.conv1.weight" in shapes:
             return Contents(kind, encoder=_openclip_encoder(shapes))
     except (ValueError, KeyError, IndexError) as error:
-        return Contents(kind, problem=str(error) or f"{name} is damaged")
+        return Contents(kind, problem=plain_text(error) or f"{name} is damaged")
     return Contents(kind, lora=_lora(shapes) if kind is Kind.LORA else None)
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from .errors import Problem
 from .mask import check_mask, mask_rows
 
 logger = logging.getLogger("ipadapter")
@@ -83,15 +84,15 @@ def as_rgb(image: Tensor, name: str = "image") -> Tensor:
     dropping alpha, as the host does, shows the encoder whatever colour the invisible pixels have.
     """
     if not isinstance(image, Tensor):
-        raise ValueError(f"{name}: expected an image tensor, got {type(image).__name__}.")
+        raise Problem.BAD_PICTURE(f"{name}: expected an image tensor, got {type(image).__name__}.")
     if image.ndim == 3:
         image = image.unsqueeze(0)
     if image.ndim != 4 or not 1 <= image.shape[-1] <= 4:
-        raise ValueError(
+        raise Problem.BAD_PICTURE(
             f"{name}: expected (batch, height, width, 1 to 4 channels), got {tuple(image.shape)}."
         )
     if image.numel() == 0:
-        raise ValueError(f"{name}: expected at least one pixel, got {tuple(image.shape)}.")
+        raise Problem.BAD_PICTURE(f"{name}: expected at least one pixel, got {tuple(image.shape)}.")
     image = image / 255.0 if image.dtype == torch.uint8 else image.to(torch.float32)
     _check_finite(image, name)
     color, alpha = _split_alpha(image.clamp(0.0, 1.0))
@@ -223,7 +224,7 @@ def sharpen(image: Tensor, amount: float) -> Tensor:
     it would clip; `amount` 0..1 moves the strongest ring from 1/8 to 1/5. 0 leaves the image alone.
     """
     if not 0.0 <= amount <= 1.0:
-        raise ValueError(f"sharpening: expected 0 to 1, got {amount}.")
+        raise Problem.BAD_VALUE(f"sharpening: expected 0 to 1, got {amount}.")
     if amount == 0.0:
         return image
     height, width = image.shape[1:3]
@@ -245,7 +246,7 @@ def _check_finite(image: Tensor, name: str) -> None:
     broken = ~torch.isfinite(image).flatten(1).all(1)
     if broken.any():
         index = int(broken.nonzero()[0])
-        raise ValueError(
+        raise Problem.BAD_PICTURE(
             f"{name}: expected finite pixel values, but image {index} of {len(image)} has NaN or "
             "infinite ones. The node that made it failed; for a VAE decode, try its fp32 mode."
         )

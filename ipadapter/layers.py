@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from .errors import Problem
+
 
 class BlockId(NamedTuple):
     """ComfyUI's name of one transformer block: `("input", 4, 1)`."""
@@ -95,7 +97,7 @@ class UNetLayout:
         found = tuple(layer.width for layer in self.layers)
         if tuple(widths) == found and token_dim == self.context_dim:
             return
-        raise ValueError(
+        raise Problem.WRONG_BASE(
             f"{adapter} does not fit this MODEL: it is made for {base} "
             f"({_describe(widths, token_dim)}), the MODEL is {self.name} "
             f"({_describe(found, self.context_dim)}). "

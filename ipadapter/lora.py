@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .errors import Problem
 from .layers import BlockId
 from .tensorfile import TensorMap
 
@@ -41,7 +42,7 @@ def own_lora(ip_adapter: TensorMap, blocks: Sequence[BlockId], name: str) -> dic
                         state[f"{target}.{theirs}.lora_{end}.weight"] = ip_adapter[key]
     found = sum("_lora." in key for key in ip_adapter)
     if len(state) != found:
-        raise ValueError(
+        raise Problem.WRONG_FILE(
             f"{name} holds a LoRA of {found} tensors, of which {len(state)} have a place in this "
             f"model of {len(blocks)} transformer blocks. Use the LoRA file that belongs to the "
             "adapter."

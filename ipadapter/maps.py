@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .call import CallState, Extra
+from .errors import Problem
 from .mask import block_grid
 from .patch import Injection
 
@@ -111,7 +112,7 @@ class AttentionRecord:
         recorded.
         """
         if not self._sums:
-            raise ValueError(
+            raise Problem.WRONG_INPUT(
                 "Nothing was recorded: sample with the MODEL that IPAdapter Record Attention "
                 "gives, "
                 "and connect the picture of that sampling to IPAdapter Attention Map."

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .call import Crop, Extra
+from .errors import Problem
 
 _log = logging.getLogger("ipadapter")
 _WARNED = "warned that a mask cannot be placed"
@@ -24,13 +25,13 @@ def check_mask(mask: Tensor) -> Tensor:
     if mask.ndim == 4 and 1 in (mask.shape[1], mask.shape[-1]):
         mask = mask.squeeze(1) if mask.shape[1] == 1 else mask.squeeze(-1)
     if mask.ndim != 3 or 0 in mask.shape:
-        raise ValueError(
+        raise Problem.BAD_MASK(
             f"attn_mask has shape {tuple(mask.shape)}: expected (masks, height, width) with at "
             "least one pixel. Connect a MASK output (for an IMAGE use Convert Image to Mask first)."
         )
     mask = mask.float()
     if not bool(torch.isfinite(mask).all()):
-        raise ValueError(
+        raise Problem.BAD_MASK(
             "attn_mask holds NaN or infinite values: expected 0 (off) to 1 (on). Check the node "
             "that makes it."
         )
@@ -95,7 +96,7 @@ def block_grid(length: int, extra: Extra) -> tuple[int, int]:
             if height * width == length:
                 return int(height), int(width)
             height, width = -(-height // 2), -(-width // 2)
-    raise ValueError(
+    raise Problem.OTHER_PACK(
         f"attn_mask cannot be placed: a block has {length} positions and the caller gives neither "
         "activations_shape nor a fitting original_shape. Remove the mask, or sample with ComfyUI's "
         "own samplers."

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .errors import Problem
 from .images import CropPosition, Interpolation, as_rgb, prep_image
 
 SIZE = 224
@@ -44,9 +45,9 @@ def noise_image(
     Gaussian kernel in pixels, made odd.
     """
     if not 0.0 <= strength <= 1.0:
-        raise ValueError(f"strength: expected 0 to 1, got {strength}.")
+        raise Problem.BAD_VALUE(f"strength: expected 0 to 1, got {strength}.")
     if blur < 0:
-        raise ValueError(f"blur: expected 0 or more pixels, got {blur}.")
+        raise Problem.BAD_VALUE(f"blur: expected 0 or more pixels, got {blur}.")
     if image is None:
         square = torch.zeros(1, SIZE, SIZE, 3)
     else:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .attention import add_image_attention
 from .call import CALL_KEY, CallState, Extra, Rows
+from .errors import Problem
 from .folding import KeyValue, LayerKeyValue
 from .mask import block_grid, mask_rows, warn_unplaced
 from .schedule import ALWAYS, SigmaRange
@@ -99,7 +100,7 @@ def _gather(
     """Stack the rows' keys and values, then move them in one copy."""
     width = layer.cond.key.shape[-1]
     if width != query.shape[-1]:
-        raise ValueError(
+        raise Problem.WRONG_BASE(
             f"The image prompt was made for a layer of width {width}, this MODEL's is "
             f"{query.shape[-1]}: make the prompt from the same MODEL that samples."
         )
@@ -121,7 +122,7 @@ def _pick(tensor: Tensor, items: Sequence[int], tokens: int) -> Tensor:
     if rows.shape[1] == tokens:
         return rows
     if tokens % rows.shape[1]:
-        raise ValueError(
+        raise Problem.EMBEDS_MISMATCH(
             f"Image prompts of {rows.shape[1]} and {tokens} tokens cannot share a batch."
         )
     return rows.repeat(1, tokens // rows.shape[1], 1)
@@ -267,7 +268,7 @@ def inject(
     pair = injection.prepared(call, query)
     heads = extra.get("n_heads")
     if heads is None:
-        raise ValueError(
+        raise Problem.OTHER_PACK(
             "The caller of this attention slot gives no n_heads in extra_options, so the image "
             "prompt cannot split its heads. Sample with ComfyUI's own UNet."
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .errors import Problem
 from .mask import check_mask
 
 
@@ -21,7 +22,7 @@ def keep_patches(mask: Tensor, size: tuple[int, int], patches: int, images: int 
     """
     side = math.isqrt(patches)
     if side * side not in (patches, patches - 1):
-        raise ValueError(
+        raise Problem.BAD_MASK(
             f"A reference mask needs an encoder with a square of patches, this one gives {patches} "
             "tokens. Leave image_mask open with this encoder."
         )
@@ -32,7 +33,7 @@ def keep_patches(mask: Tensor, size: tuple[int, int], patches: int, images: int 
     covered = functional.adaptive_avg_pool2d(square, side).flatten(1)
     inside = covered >= covered.amax(dim=1, keepdim=True).clamp(1e-6, 0.5)
     if not bool(inside.any(dim=1).all()):
-        raise ValueError(
+        raise Problem.BAD_MASK(
             "image_mask leaves nothing of the reference picture: expected some white inside the "
             "picture's centre square, which is what the encoder sees. Check that the mask is not "
             "inverted, or crop the picture with Prep Image For ClipVision first."

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from .errors import Problem
+
 # Device names that Windows reserves in every folder, whatever the extension.
 RESERVED = r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)"
 LONGEST = 200  # bytes, which leaves room for a number and an extension
@@ -24,7 +26,7 @@ def inside(folder: Path, name: str) -> Path:
     root = Path(folder).resolve()
     path = below(root, name).resolve()
     if not path.is_relative_to(root):
-        raise ValueError(f'"{name}" is a link out of its folder. Give a name below {folder}.')
+        raise Problem.BAD_NAME(f'"{name}" is a link out of its folder. Give a name below {folder}.')
     return path
 
 
@@ -33,9 +35,9 @@ def below(folder: Path, name: str) -> Path:
     followed. ValueError as `inside` has it, for the name alone."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in parts:
-        raise ValueError(f'"{name}" leads out of its folder. Give a name below {folder}.')
+        raise Problem.BAD_NAME(f'"{name}" leads out of its folder. Give a name below {folder}.')
     if not parts:
-        raise ValueError("Expected a file name, got an empty one.")
+        raise Problem.BAD_NAME("Expected a file name, got an empty one.")
     for part in parts:
         _check_part(part, name)
     return Path(folder).joinpath(*parts)
@@ -66,14 +68,18 @@ def write_numbered(stem: Path, suffix: str, write: Callable[[Path], object]) -> 
 
 def _check_part(part: str, name: str) -> None:
     if re.search(FORBIDDEN, part) or part.endswith((" ", ".")):
-        raise ValueError(
+        raise Problem.BAD_NAME(
             f'"{name}" is not a name that every system allows: "{part}" has a character such as '
             '< > : " | ? *, or ends in a dot or a space.'
         )
     if len(part.encode()) > LONGEST:
-        raise ValueError(f'"{part[:40]}..." is longer than the {LONGEST} bytes a name may have.')
+        raise Problem.BAD_NAME(
+            f'"{part[:40]}..." is longer than the {LONGEST} bytes a name may have.'
+        )
     if re.fullmatch(RESERVED, part.split(".")[0].strip(), re.IGNORECASE):
-        raise ValueError(f'"{name}" uses "{part}", a name that Windows reserves. Take another.')
+        raise Problem.BAD_NAME(
+            f'"{name}" uses "{part}", a name that Windows reserves. Take another.'
+        )
 
 
 def _reserve(stem: Path, suffix: str) -> Path:

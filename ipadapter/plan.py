@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from .adapter import Adapter
+from .errors import Problem
 from .folding import EmbedsScaling, LayerKeyValue, fold
 from .layers import Layer, LayerRule, Strengths, UNetLayout, WeightType, layer_rules
 from .prompt import ImagePrompt
@@ -34,7 +35,7 @@ class Plan:
     def __post_init__(self) -> None:
         """Refuse weights that are no numbers, and those that would end in NaN while sampling."""
         if not self.weights:
-            raise ValueError(
+            raise Problem.WEIGHTS_TEXT(
                 "The list of weights is empty: expected one weight, or one per latent."
             )
         named = [(f"Weight {number}", weight) for number, weight in enumerate(self.weights)]
@@ -43,7 +44,7 @@ class Plan:
         ]
         for name, value in named:
             if not math.isfinite(value) or abs(value) > MOST_WEIGHT:
-                raise ValueError(
+                raise Problem.BAD_VALUE(
                     f"{name} is {value}: expected a finite number, usually 0 to 1.2 and at most "
                     f"{MOST_WEIGHT:g}."
                 )

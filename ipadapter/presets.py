@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from .errors import Problem
 from .spec import AdapterSpec, Family
 
 
@@ -192,12 +193,14 @@ ENCODER_SOURCES = (
 def requirement(preset: str, base: str) -> Requirement:
     """What a preset means on a base; ValueError if there is no such combination."""
     if preset not in _MEANINGS:
-        raise ValueError(f'There is no preset "{preset}". Choose one of: {", ".join(_MEANINGS)}.')
+        raise Problem.BAD_VALUE(
+            f'There is no preset "{preset}". Choose one of: {", ".join(_MEANINGS)}.'
+        )
     if base not in OFFICIAL:
         return _MEANINGS[preset]
     if preset not in OFFICIAL[base]:
         bases = " and ".join(name for name, presets in OFFICIAL.items() if preset in presets)
-        raise ValueError(
+        raise Problem.WRONG_BASE(
             f'Preset "{preset}" exists for {bases}, the model is {base}. '
             f"Presets for {base}: {', '.join(OFFICIAL[base])}."
         )

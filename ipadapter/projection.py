@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .errors import Problem
 from .spec import AdapterSpec, Family
 from .streamed import Linear, pieces
 
@@ -235,7 +236,7 @@ def build_projector(
         with torch.device("meta"):
             module = BUILDERS[spec.family](shapes)
     except (KeyError, ValueError, IndexError, RuntimeError) as error:
-        raise ValueError(
+        raise Problem.FILE_BROKEN(
             f"{name}: its {spec.family.value} projector is incomplete ({type(error).__name__}: "
             f"{error}). "
             "Download the file again."
@@ -250,7 +251,7 @@ def require_finite(tensors: Mapping[str, Tensor], name: str) -> None:
     """ValueError if a tensor has NaN or infinite values."""
     for key, value in tensors.items():
         if value.device.type != "meta" and not _finite(value):
-            raise ValueError(
+            raise Problem.FILE_BROKEN(
                 f"{name}: '{key}' has NaN or infinite values; the file is damaged or was converted "
                 "badly. "
                 "Download it again."
@@ -274,7 +275,7 @@ def _check(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], what: str) 
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(
+        raise Problem.FILE_BROKEN(
             f"{what} does not fit: {'; '.join(problems[:3])}{more}. The file is damaged or of an "
             "unknown kind; "
             "download it again."

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .errors import Problem
+
 
 @dataclass(frozen=True, eq=False)
 class ImagePrompt:
@@ -26,9 +28,11 @@ class ImagePrompt:
     def __post_init__(self) -> None:
         """Refuse empty prompts and widths that differ."""
         if 0 in self.cond.shape or 0 in self.uncond.shape:
-            raise ValueError("The image prompt is empty: connect at least one reference image.")
+            raise Problem.WRONG_INPUT(
+                "The image prompt is empty: connect at least one reference image."
+            )
         if self.cond.shape[-1] != self.uncond.shape[-1]:
-            raise ValueError(
+            raise Problem.EMBEDS_MISMATCH(
                 f"Image tokens are {self.cond.shape[-1]} wide, those of the negative "
                 f"{self.uncond.shape[-1]}: "
                 "both must come from the same adapter."

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .errors import Problem
+
 
 @dataclass(frozen=True)
 class SigmaRange:
@@ -36,11 +38,11 @@ def sigma_range(
     schedule."""
     for name, value in (("start_at", start_at), ("end_at", end_at)):
         if not 0.0 <= value <= 1.0:
-            raise ValueError(
+            raise Problem.BAD_VALUE(
                 f"{name} is {value}: expected a number from 0 (first step) to 1 (last step)."
             )
     if start_at > end_at:
-        raise ValueError(
+        raise Problem.BAD_VALUE(
             f"start_at {start_at} lies after end_at {end_at}: the adapter would never act. Swap "
             f"the "
             f""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from .errors import Problem
 from .tensorfile import Shape
 
 Shapes = Mapping[str, Shape]
@@ -210,7 +211,7 @@ def identify(image_proj: Shapes, ip_adapter: Shapes, name: str) -> AdapterSpec:
     if family is Family.KOLORS_FACEID_PLUS and projected_dim == token_dim:
         family = default_family(name)
     if family is not Family.KOLORS_FACEID_PLUS and projected_dim != token_dim:
-        raise ValueError(
+        raise Problem.FILE_BROKEN(
             f"{name}: the projector gives tokens of width {projected_dim}, the layers take "
             f"{token_dim}. "
             "The file mixes parts of two adapters; download it again."
@@ -234,19 +235,21 @@ def _layers(ip_adapter: Shapes, name: str) -> tuple[int, tuple[int, ...]]:
         if kind in ("to_k_ip.weight", "to_v_ip.weight") and number.isdigit():
             ids.setdefault(int(number), set()).add(kind)
         elif "to_k_ip" in key or "to_v_ip" in key or "norm" in key:
-            raise ValueError(
+            raise Problem.UNSUPPORTED(
                 f"{name} is an adapter for a transformer model (such as Flux or SD3.5): it has "
                 f"'{key}'. "
                 "This pack needs an adapter for a UNet model (SD1.5, SD2, SDXL, Kolors)."
             )
     if not ids:
-        raise ValueError(f"{name} has no 'to_k_ip' and 'to_v_ip' layers. Download it again.")
+        raise Problem.FILE_BROKEN(
+            f"{name} has no 'to_k_ip' and 'to_v_ip' layers. Download it again."
+        )
     if sorted(ids) != list(range(1, 2 * len(ids), 2)):
         _refuse_ids(sorted(ids), name)
     widths = tuple(_pair(ip_adapter, number, kinds, name) for number, kinds in sorted(ids.items()))
     token_dims = {ip_adapter[f"{number}.to_k_ip.weight"][1] for number in ids}
     if len(token_dims) != 1:
-        raise ValueError(
+        raise Problem.FILE_BROKEN(
             f"{name}: its layers take tokens of different widths {sorted(token_dims)}, expected "
             "one. "
             "The file is damaged; download it again."
@@ -256,7 +259,7 @@ def _layers(ip_adapter: Shapes, name: str) -> tuple[int, tuple[int, ...]]:
 
 def _refuse_ids(ids: list[int], name: str) -> None:
     if ids == list(range(len(ids))):
-        raise ValueError(
+        raise Problem.UNSUPPORTED(
             f"{name} is an adapter for a transformer model (such as Flux or SD3.5): its {len(ids)} "
             "layers are numbered "
             "0, 1, 2 and so on. This pack needs an adapter for a UNet model (SD1.5, SD2, SDXL, "
@@ -265,7 +268,7 @@ def _refuse_ids(ids: list[int], name: str) -> None:
     missing = sorted(set(range(1, ids[-1] + 1, 2)) - set(ids))
     odd = [number for number in ids if number % 2 == 0]
     found = f"layers {missing[:4]} are missing" if missing else f"layers {odd[:4]} are unexpected"
-    raise ValueError(
+    raise Problem.FILE_BROKEN(
         f"{name}: {found}; expected to_k_ip and to_v_ip for 1, 3, 5 ... {ids[-1]}. Download the "
         "file again."
     )
@@ -275,10 +278,12 @@ def _pair(ip_adapter: Shapes, number: int, kinds: set[str], name: str) -> int:
     """Output width of a to_k_ip/to_v_ip pair."""
     if len(kinds) != 2:
         missing = ({"to_k_ip.weight", "to_v_ip.weight"} - kinds).pop()
-        raise ValueError(f"{name}: '{number}.{missing}' is missing. Download the file again.")
+        raise Problem.FILE_BROKEN(
+            f"{name}: '{number}.{missing}' is missing. Download the file again."
+        )
     key, value = (ip_adapter[f"{number}.{kind}"] for kind in ("to_k_ip.weight", "to_v_ip.weight"))
     if len(key) != 2 or key != value or not all(0 < side <= 1 << 16 for side in key):
-        raise ValueError(
+        raise Problem.FILE_BROKEN(
             f"{name}: layer {number} has to_k_ip {key} and to_v_ip {value}, expected two equal "
             "matrices. "
             "The file is damaged; download it again."
@@ -296,21 +301,21 @@ def _projector(shapes: Shapes, name: str) -> _Projector:
             try:
                 found = read(shapes)
             except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-                raise ValueError(
+                raise Problem.FILE_BROKEN(
                     f"{name}: its projector has '{telling_key}' {shapes[telling_key]} but the rest "
                     "does not fit "
                     f"({type(error).__name__}: {error}). The file is damaged or incomplete; "
                     "download it again."
                 ) from error
             if not (0 < found[1] <= MAX_TOKENS and 0 < found[4] <= 1 << 16):
-                raise ValueError(
+                raise Problem.FILE_BROKEN(
                     f"{name}: its projector would give {found[1]} tokens of width {found[4]}; the "
                     "file is damaged. "
                     "Download it again."
                 )
             return found
     seen = ", ".join(sorted(shapes)[:4])
-    raise ValueError(
+    raise Problem.UNSUPPORTED(
         f"{name} is an adapter of an unknown family: its projector has {seen}. Expected one of "
         f"{', '.join(key for key, _ in _READERS)}."
     )

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from .errors import Problem
+
 Shape = tuple[int, ...]
 
 _HEADER_LIMIT = 100_000_000  # the safetensors format's own limit
@@ -104,7 +106,9 @@ def open_tensor_file(path: Path) -> TensorFile:
     """Open a .safetensors or torch pickle file by what it contains; ValueError if it is neither."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path.name}: there is no such file at {path}.")
+        raise Problem.FILE_MISSING(
+            f"{path.name}: there is no such file at {path}.", FileNotFoundError
+        )
     head = refuse_downloaded_text(path)
     if _begins_safetensors(head):
         return _open_safetensors(path)
@@ -120,12 +124,12 @@ def refuse_downloaded_text(path: Path) -> bytes:
     if not head.strip(b"\0"):
         size = path.stat().st_size
         found = "empty (0 bytes)" if size == 0 else "filled with zeros (an unfinished download)"
-        raise ValueError(f"{path.name} is {found}. {_FETCH_AGAIN}")
+        raise Problem.FILE_BROKEN(f"{path.name} is {found}. {_FETCH_AGAIN}")
     if _begins_safetensors(head):
         return head
     for start, meaning in _NOT_MODELS:
         if head.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith(start):
-            raise ValueError(f"{path.name} is {meaning}. {_FETCH_AGAIN}")
+            raise Problem.FILE_BROKEN(f"{path.name} is {meaning}. {_FETCH_AGAIN}")
     return head
 
 
@@ -160,7 +164,7 @@ def _open_safetensors(path: Path) -> TensorFile:
             with safe_open(os.fspath(path), framework="pt", device="cpu") as stored:
                 return stored.get_tensor(key)
         except SafetensorError as error:
-            raise ValueError(
+            raise Problem.FILE_BROKEN(
                 f"{path.name} has a damaged safetensors header ({error}). {_FETCH_AGAIN}"
             ) from error
 
@@ -176,13 +180,13 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= _HEADER_LIMIT:
-            raise ValueError(
+            raise Problem.FILE_BROKEN(
                 f"{path.name} is neither a safetensors nor a torch file (its first bytes are "
                 f"{prefix!r}). {_FETCH_AGAIN}"
             )
         text = stream.read(length)
     if len(text) < length:
-        raise ValueError(
+        raise Problem.FILE_BROKEN(
             f"{path.name} is truncated: its header is {length} bytes long, the whole file has "
             f"{size}. {_FETCH_AGAIN}"
         )
@@ -197,11 +201,11 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
         ArithmeticError,
         RecursionError,
     ) as error:
-        raise ValueError(
+        raise Problem.FILE_BROKEN(
             f"{path.name} has a damaged safetensors header ({error}). {_FETCH_AGAIN}"
         ) from error
     if size < 8 + length + end:
-        raise ValueError(
+        raise Problem.FILE_BROKEN(
             f"{path.name} is truncated: its header promises {8 + length + end} bytes, the file has "
             f"{size}. {_FETCH_AGAIN}"
         )
@@ -231,18 +235,20 @@ def _open_pickle(path: Path) -> TensorFile:
             state = {"": state}
         tensors = flatten(state) if isinstance(state, Mapping) else None
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise Problem.PICKLE_REFUSED(
             f"{path.name} contains Python objects or code, not only weights, and was not loaded "
             "because such a file "
             f"can run anything ({_first_line(error)}). Use a .safetensors version of the model."
         ) from error
     except _DAMAGED as error:
-        raise ValueError(
+        raise Problem.FILE_BROKEN(
             f"{path.name} is a truncated or damaged torch file ({_first_line(error)}). "
             f"{_FETCH_AGAIN}"
         ) from error
     if tensors is None:
-        raise ValueError(f"{path.name} holds a {type(state).__name__}, expected a dict of tensors.")
+        raise Problem.WRONG_FILE(
+            f"{path.name} holds a {type(state).__name__}, expected a dict of tensors."
+        )
     for key, tensor in tensors.items():
         _check_stored(path, key, tensor)
     return TensorFile(TensorMap.of(tensors), {})
@@ -253,7 +259,7 @@ def _check_stored(path: Path, key: str, tensor: torch.Tensor) -> None:
     plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
     if plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes():
         return
-    raise ValueError(
+    raise Problem.FILE_BROKEN(
         f"{path.name} is damaged: '{key}' claims the shape {tuple(tensor.shape)}, which the file "
         f"does not hold. {_FETCH_AGAIN}"
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .errors import Problem
 from .images import MAX_ELONGATION, Interpolation, as_rgb, clip_image, crop_square, resize, sharpen
 
 # Between these proportions (height / width) an image counts as square.
@@ -61,7 +62,7 @@ def enhancer_crops(image: Tensor, tiles: int, size: int = 224) -> Tensor:
     Returns (batch * tiles * tiles, size, size, 3): image by image, row by row.
     """
     if tiles < 1:
-        raise ValueError(f"enhance_tiles: expected 1 or more, got {tiles}.")
+        raise Problem.BAD_VALUE(f"enhance_tiles: expected 1 or more, got {tiles}.")
     square = clip_image(image, size * tiles)
     grid = square.unflatten(1, (tiles, size)).unflatten(3, (tiles, size))
     return grid.transpose(2, 3).flatten(0, 2).contiguous()

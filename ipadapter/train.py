@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .errors import Problem
 from .folding import KeyValue
 from .train_data import Batch, Samples
 from .train_state import TrainState
@@ -67,20 +68,22 @@ class TrainSettings:
         """Refuse numbers that cannot work."""
         for name in ("steps", "batch_size", "accumulation"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more.")
+                raise Problem.BAD_VALUE(f"{name} is {getattr(self, name)}: expected 1 or more.")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(
+            raise Problem.BAD_VALUE(
                 f"learning_rate is {self.learning_rate}: expected above 0, usually 1e-4."
             )
         drops = (self.drop_image, self.drop_text, self.drop_both)
         if min(drops) < 0 or sum(drops) > 1:
-            raise ValueError(
+            raise Problem.BAD_VALUE(
                 f"The drop rates are {drops}: expected 0 or more each, 1 at most together."
             )
         if not (math.isfinite(self.min_snr) and self.min_snr >= 0):
-            raise ValueError(f"min_snr is {self.min_snr}: expected 0 (none) or above, usually 5.")
+            raise Problem.BAD_VALUE(
+                f"min_snr is {self.min_snr}: expected 0 (none) or above, usually 5."
+            )
         if not 0 <= self.average < 1:
-            raise ValueError(f"average is {self.average}: expected 0 (none) to below 1.")
+            raise Problem.BAD_VALUE(f"average is {self.average}: expected 0 (none) to below 1.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,7 +294,7 @@ def train(trainer: Trainer, report: Callable[[int, float], bool]) -> str | None:
             loss = trainer.step()
         except StepFailed as error:
             if not trainer.steps:
-                raise
+                raise Problem.TRAINING_FAILED(str(error), StepFailed) from error
             return str(error)
         if not report(trainer.steps, loss):
             return f"Stopped after step {trainer.steps} of {trainer.settings.steps}."
@@ -324,7 +327,7 @@ def _check_fits(weights: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> N
         found = tuple(weights[name].shape) if name in weights else None
         expected = tuple(named[name].shape) if name in named else None
         if found != expected:
-            raise ValueError(
+            raise Problem.TRAINING_RESUME(
                 f"resume_from is another adapter: {name} is {found}, expected {expected}. Set "
                 "family and num_tokens as in the first run, or disconnect resume_from."
             )
@@ -332,7 +335,7 @@ def _check_fits(weights: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> N
 
 def _check_queue(queue: Tensor, count: int) -> None:
     if len(queue) and int(queue.max()) >= count:
-        raise ValueError(
+        raise Problem.TRAINING_RESUME(
             f"resume_from was trained on more images than the {count} that are connected. Connect "
             "the same images, or load the adapter without its training state."
         )

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .errors import Problem
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -85,20 +87,20 @@ class TrainingSet:
         """Refuse sets whose parts do not belong together."""
         count = len(self.latents)
         if count == 0:
-            raise ValueError("There is nothing to train on: connect at least one image.")
+            raise Problem.TRAINING_DATA("There is nothing to train on: connect at least one image.")
         if len(self.features) != count:
-            raise ValueError(
+            raise Problem.TRAINING_DATA(
                 f"There are {count} latents and {len(self.features)} images: expected one image "
                 "per latent, in the same order."
             )
         if len(self.prompts.states) not in (1, count):
-            raise ValueError(
+            raise Problem.TRAINING_DATA(
                 f"There are {count} images and {len(self.prompts.states)} captions: expected one "
                 "caption per image in the same order, or one for all."
             )
         for name, tensor in (("latents", self.latents), ("image features", self.features)):
             if not torch.isfinite(tensor).all():
-                raise ValueError(
+                raise Problem.TRAINING_DATA(
                     f"The {name} have NaN or infinite values; the model that made them failed. "
                     "Try it in fp32."
                 )
@@ -124,7 +126,7 @@ def same_length(states: Sequence[Tensor]) -> list[Tensor]:
     longest = max(state.shape[1] for state in states)
     if length > 8 * longest:
         found = ", ".join(str(size) for size in sorted({state.shape[1] for state in states}))
-        raise ValueError(
+        raise Problem.TRAINING_DATA(
             f"The captions have {found} text tokens, which fit no common length: encode all of "
             "them with the same CLIP, without averaging or concatenating."
         )

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .errors import Problem
 from .paths import write_numbered
 
 logger = logging.getLogger("ipadapter")
@@ -47,7 +48,7 @@ def read_folder(folder: Path, skip_unreadable: bool = False) -> PictureFolder:
     if broken and not skip_unreadable:
         found = "; ".join(f"{name} ({reason})" for name, reason in broken[:5])
         more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
-        raise ValueError(
+        raise Problem.TRAINING_DATA(
             f"{len(broken)} of {len(paths)} pictures in {folder.name} cannot be read: {found}"
             f"{more}. Remove them, or switch on skip_unreadable."
         )
@@ -55,7 +56,7 @@ def read_folder(folder: Path, skip_unreadable: bool = False) -> PictureFolder:
         logger.warning("Left out of %s, unreadable: %s", folder.name, ", ".join(names))
     paths = [path for path in paths if path.name not in names]
     if not paths:
-        raise ValueError(
+        raise Problem.TRAINING_DATA(
             f"{folder.name} has no readable picture ({', '.join(_PICTURES)}): put pictures into "
             "this folder of ComfyUI's input, each with a caption in a .txt file of the same name."
         )
@@ -86,7 +87,7 @@ def _captions(paths: list[Path]) -> tuple[str, ...]:
         return ("",) * len(texts)
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise ValueError(
+        raise Problem.TRAINING_DATA(
             f"{len(texts)} pictures and {len(texts) - len(missing)} captions: "
             f"{', '.join(missing[:5])}{more} not found. Add them (empty ones are fine)."
         )
@@ -124,7 +125,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise ValueError(
+        raise Problem.WRITE_FAILED(
             f"{path.name} could not be written to {path.parent} ({error}). Nothing was changed "
             "there. Free some space, or let ComfyUI write to this folder, and run the node again: "
             "the adapter is still in memory."

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .adapter import Adapter
 from .checkpoint import TensorMap, checkpoint_from_tensors
+from .errors import Problem
 from .spec import identify
 from .tensorfile import open_tensor_file
 from .train_files import STATE_SUFFIX
@@ -66,7 +67,7 @@ class TrainState:
         """Read what `tensors` wrote. ValueError if something is missing."""
         missing = [key for key in ("generator", "queue", "losses") if key not in tensors]
         if missing:
-            raise ValueError(
+            raise Problem.TRAINING_RESUME(
                 f"{name} is no training state: '{missing[0]}' is missing. Choose the file that "
                 "IPAdapter Save wrote beside the adapter, or remove it to begin a new run."
             )

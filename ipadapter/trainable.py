@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter
+from .errors import Problem
 from .folding import KeyValue
 from .projection import BUILDERS, HEAD_DIM, Resampler, build_projector
 from .spec import EmbedSource, Family
@@ -27,7 +28,7 @@ def check_trainable(family: Family) -> None:
     """Raise ValueError for families that need more than pictures to train."""
     if family not in TRAINABLE:
         names = ", ".join(known.value for known in TRAINABLE)
-        raise ValueError(
+        raise Problem.UNSUPPORTED(
             f"Adapters of the {family.value} family cannot be trained: choose {names}."
         )
 
@@ -153,7 +154,7 @@ class TrainableAdapter(nn.Module):
         """Go on with an existing adapter; its weights are copied."""
         spec, checkpoint = adapter.spec, adapter.checkpoint
         if spec.family not in TRAINABLE or spec.has_lora:
-            raise ValueError(
+            raise Problem.UNSUPPORTED(
                 f"{adapter.name} is of the {spec.family.value} family, whose training cannot be "
                 "resumed here: connect a standard or Plus adapter."
             )

@@ -11,6 +11,8 @@ from enum import Enum
 
 import torch
 
+from .errors import Problem
+
 NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
 SEPARATORS = r"[,;\n]"
 
@@ -71,7 +73,7 @@ class WeightsStrategy:
         for name in ("add_starting_frames", "add_ending_frames"):
             _check_count(name, getattr(self, name))
         if self.timing is Timing.CUSTOM and not self.weights:
-            raise ValueError(
+            raise Problem.WEIGHTS_TEXT(
                 'weights: custom timing needs at least one number, for example "1.0, 0.5, 0.0".'
             )
 
@@ -194,7 +196,7 @@ def parse_layer_weights(text: str, count: int) -> dict[int, float]:
             continue
         index, weight = _layer_weight(part, position, count)
         if index in result:
-            raise ValueError(
+            raise Problem.WEIGHTS_TEXT(
                 f'layer_weights, entry {position}: "{part}" names layer {index} again '
                 f"(it already has {result[index]:g}). Keep one of them."
             )
@@ -213,15 +215,17 @@ def _layer_weight(part: str, position: int, count: int) -> tuple[int, float]:
     place = f'layer_weights, entry {position}: "{part}"'
     index, colon, weight = (piece.strip() for piece in part.partition(":"))
     if not colon:
-        raise ValueError(f'{place} has no ":". Write index:weight, for example "3:0.8".')
+        raise Problem.WEIGHTS_TEXT(f'{place} has no ":". Write index:weight, for example "3:0.8".')
     if not weight:
-        raise ValueError(f'{place} has no weight after ":". Write for example "{index or 3}:0.8".')
+        raise Problem.WEIGHTS_TEXT(
+            f'{place} has no weight after ":". Write for example "{index or 3}:0.8".'
+        )
     if not re.fullmatch(r"\d{1,6}", index, re.ASCII):
-        raise ValueError(
+        raise Problem.WEIGHTS_TEXT(
             f'{place}: expected a layer index from 0 to {count - 1}, got "{index}" before ":".'
         )
     if int(index) >= count:
-        raise ValueError(
+        raise Problem.WEIGHTS_TEXT(
             f"{place}: this model's layer indices are 0 to {count - 1}, got {int(index)}."
         )
     return int(index), _number(weight, place)
@@ -230,7 +234,7 @@ def _layer_weight(part: str, position: int, count: int) -> tuple[int, float]:
 def _number(text: str, place: str) -> float:
     if re.fullmatch(NUMBER, text, re.ASCII | re.IGNORECASE) and math.isfinite(float(text)):
         return float(text)
-    raise ValueError(f'{place}: expected a number such as 0.8, got "{text}".')
+    raise Problem.WEIGHTS_TEXT(f'{place}: expected a number such as 0.8, got "{text}".')
 
 
 def _segments(method: Method, images: int) -> list[tuple[int, int, bool]]:
@@ -256,4 +260,4 @@ def _as_list(value: float | Sequence[float]) -> list[float]:
 
 def _check_count(name: str, value: int) -> None:
     if value < 0:
-        raise ValueError(f"{name}: expected 0 or more, got {value}.")
+        raise Problem.BAD_VALUE(f"{name}: expected 0 or more, got {value}.")

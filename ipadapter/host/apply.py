@@ -17,6 +17,7 @@ from ..embeds import (
     check_belongs,
     combine_image_embeds,
 )
+from ..errors import Problem
 from ..layers import Layer
 from ..mask import check_mask
 from ..patch import Injection
@@ -89,7 +90,7 @@ def _embeds(request: Request, pipeline: Pipeline) -> tuple[ImageEmbeds, Tensor |
     image, keep = _checked(request.pos_embed, "pos_embed", pipeline), None
     if image is None:
         if request.image is None:
-            raise ValueError("No reference picture: connect an IMAGE to image.")
+            raise Problem.WRONG_INPUT("No reference picture: connect an IMAGE to image.")
         image, keep = read_reference(pipeline, request.image, request)
     negative = _checked(request.neg_embed, "neg_embed", pipeline)
     if negative is None and request.image_negative is not None:

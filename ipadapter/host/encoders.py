@@ -19,6 +19,7 @@ from comfy.clip_vision import ClipVisionModel
 from torch import Tensor
 
 from ..contents import Kind
+from ..errors import Problem
 from ..files import EncoderFacts, contents_of
 from ..spec import ENCODERS
 from ..tensorfile import open_tensor_file
@@ -68,9 +69,10 @@ def find_encoder(name: str) -> Path:
     if name in folder_paths.get_filename_list(FOLDER):
         return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
     folders = ", ".join(folder_paths.get_folder_paths(FOLDER))
-    raise FileNotFoundError(
+    raise Problem.FILE_MISSING(
         f"{name} is not in models/clip_vision ({folders}). Put the encoder there and press R to "
-        f"refresh the lists."
+        f"refresh the lists.",
+        FileNotFoundError,
     )
 
 
@@ -97,9 +99,10 @@ def _weights_of(path: Path) -> Path:
     for name in _WEIGHTS:
         if (path / name).is_file():
             return path / name
-    raise FileNotFoundError(
+    raise Problem.FILE_MISSING(
         f"{path.name} holds none of {', '.join(_WEIGHTS)}. Download the model's weights into that "
-        f"folder."
+        f"folder.",
+        FileNotFoundError,
     )
 
 
@@ -109,18 +112,20 @@ def _open(path: Path, weights: Path) -> ClipVisionModel:
     tensors = open_tensor_file(weights).tensors
     contents = contents_of(tensors, path.name)
     if contents.problem or contents.kind not in (Kind.CLIP_VISION, Kind.OPENCLIP):
-        raise ValueError(f"{path.name} is not an image encoder: {contents.summary}. {_ADVICE}")
+        raise Problem.WRONG_FILE(
+            f"{path.name} is not an image encoder: {contents.summary}. {_ADVICE}"
+        )
     state = dict(tensors)
     if contents.kind is Kind.OPENCLIP:
         state = comfy.clip_vision.convert_to_transformers(state, "visual.")
     if contents.encoder is None or f"{_LAYERS}0.mlp.fc1.weight" not in state:
-        raise ValueError(f"{path.name} is incomplete: it has no whole layers. {_ADVICE}")
+        raise Problem.FILE_BROKEN(f"{path.name} is incomplete: it has no whole layers. {_ADVICE}")
     config = _own_config(path, weights, state)
     try:
         encoder = _built(config, state, contents.encoder, path.name)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(
+        raise Problem.FILE_BROKEN(
             f"{path.name} does not fit the image encoder that it seems to be: {reason} Download it "
             f"again, with its {_CONFIG}."
         ) from error
@@ -161,7 +166,7 @@ def _own_config(path: Path, weights: Path, state: Mapping[str, Tensor]) -> dict[
     if described == found:
         return _prepared(config, file.with_name(_PREPROCESSOR), state)
     if path.is_dir():
-        raise ValueError(
+        raise Problem.FILE_BROKEN(
             f"{path.name}: its {_CONFIG} describes an encoder of width, layers and patch size "
             f"{described}, its {weights.name} has {found}. Download both files from one model."
         )
@@ -224,7 +229,7 @@ def _vision_config(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     kinds = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}
     family = str(config.get("model_type", "clip")).split("_")[0]
     if family not in kinds:
-        raise ValueError(
+        raise Problem.WRONG_FILE(
             f"{name} is a {config.get('model_type')} model: expected a CLIP or SigLIP vision model "
             f"(config.json)."
         )
@@ -233,7 +238,7 @@ def _vision_config(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     filled = kinds[family](**own).to_dict()
     filled["model_type"] = f"{family}_vision_model"
     if filled["hidden_act"] not in ACTIVATIONS:
-        raise ValueError(
+        raise Problem.WRONG_FILE(
             f"{name}: its {_CONFIG} asks for the activation {filled['hidden_act']!r}, ComfyUI has "
             f"{', '.join(ACTIVATIONS)}. This encoder cannot be used here."
         )
@@ -256,7 +261,7 @@ def _require_complete(encoder: ClipVisionModel, state: Mapping[str, Tensor], nam
     """ValueError if weights are missing: the host would leave them uninitialised."""
     missing = [key for key in encoder.get_sd() if key not in state and key != _PROJECTION]
     if missing:
-        raise ValueError(
+        raise Problem.FILE_BROKEN(
             f"{name} is incomplete: {len(missing)} weights are missing, {missing[0]} first. "
             f"Download it again."
         )

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from ..adapter import Adapter
 from ..embeds import AdapterLabel, ImageEmbeds
+from ..errors import Problem
 from ..faces import crop_size_for, find_faces
 from ..images import blank_outside, clip_image, warn_crop_loss
 from ..patches import keep_patches
@@ -37,7 +38,7 @@ def read_faces(
     """Encode the faces of pictures; also returns the faces as pictures, (faces, size, size, 3)."""
     spec = pipeline.adapter.spec
     if pipeline.insightface is None:
-        raise ValueError(
+        raise Problem.WRONG_INPUT(
             f"{pipeline.adapter.name} is a {spec.family.value} adapter, which reads faces, and no "
             f"face analysis is "
             "connected: use IPAdapter Unified Loader FaceID, or connect IPAdapter InsightFace "
@@ -136,7 +137,7 @@ def _hid_proj(tokens: Tensor, request: Request) -> Tensor:
     unet = request.model.get_model_object("diffusion_model") if request.model else None
     projection = getattr(unet, "encoder_hid_proj", None)
     if projection is None:
-        raise ValueError(
+        raise Problem.WRONG_BASE(
             "This FaceID adapter is made for Kolors, whose MODEL has an encoder_hid_proj; the "
             "connected MODEL has "
             "none. Load a Kolors checkpoint with a Kolors loader."
@@ -149,5 +150,7 @@ def _hid_proj(tokens: Tensor, request: Request) -> Tensor:
 def model_patcher(request: Request) -> ModelPatcher:
     """The MODEL of a request."""
     if request.model is None:
-        raise ValueError("No MODEL: connect the MODEL output of a checkpoint loader to model.")
+        raise Problem.WRONG_INPUT(
+            "No MODEL: connect the MODEL output of a checkpoint loader to model."
+        )
     return request.model

@@ -9,6 +9,7 @@ import folder_paths
 
 from ..adapter import Adapter
 from ..checkpoint import read_checkpoint
+from ..errors import Problem
 
 ADAPTERS = "ipadapter"
 
@@ -39,10 +40,11 @@ def find(folder: str, name: str) -> Path:
     )
     if path is None:
         folders = ", ".join(folder_paths.get_folder_paths(folder))
-        raise FileNotFoundError(
+        raise Problem.FILE_MISSING(
             f"{name} is not in the {folder} folder ({folders}). Put the file there and press R to "
             f"refresh the lists, "
-            "or pick another."
+            "or pick another.",
+            FileNotFoundError,
         )
     return Path(path)
 

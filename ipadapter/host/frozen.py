@@ -16,6 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..attention import image_attention
+from ..errors import Problem
 from ..folding import KeyValue
 from ..layers import BlockId, UNetLayout
 from ..patch import Extra, Replacement
@@ -130,12 +131,12 @@ def schedule_of(model: ModelPatcher) -> NoiseSchedule:
     sigmas = getattr(sampling, "sigmas", None)
     if found is None or isinstance(sampling, foreign) or sigmas is None:
         names = ", ".join(base.__name__ for base in type(sampling).__mro__[1:3])
-        raise ValueError(
+        raise Problem.UNSUPPORTED(
             f"This MODEL's sampling ({names}) cannot be trained on: expected a model that predicts "
             "noise or velocity at 1000 discrete timesteps (SD1.5, SD2, SDXL)."
         )
     if getattr(model.model, "concat_keys", ()):
-        raise ValueError(
+        raise Problem.UNSUPPORTED(
             f"This MODEL ({type(model.model).__name__}) is an inpainting or editing model, which "
             "takes a second picture. Train on the plain checkpoint of the same base; the adapter "
             "works on both."

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..adapter import Adapter
 from ..checkpoint import checkpoint_from_dict
+from ..errors import Problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +61,7 @@ def pipeline_of(value: Any) -> Pipeline:
         return Pipeline(
             Adapter.from_checkpoint(checkpoint_from_dict(value, "the connected IPADAPTER"))
         )
-    raise ValueError(
+    raise Problem.WRONG_INPUT(
         f"The ipadapter input received a {type(value).__name__}: expected the output of IPAdapter "
         f"Model Loader or "
         "IPAdapter Unified Loader."
@@ -73,7 +74,7 @@ def _from_foreign_pipeline(value: Mapping[str, Any]) -> Pipeline:
 
     raw = model("ipadapter")
     if raw is None:
-        raise ValueError(
+        raise Problem.WRONG_INPUT(
             "The connected IPADAPTER pipeline holds no adapter: its loader found none. Pick "
             "another "
             ""

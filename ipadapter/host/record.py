@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy.model_patcher import ModelPatcher
 
+from ..errors import Problem
 from ..patch import AttentionPatch, Recorder
 from .slots import slots_of, with_slots
 
@@ -16,7 +17,7 @@ def record_attention(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
     # A slot may be registered under two keys: both keep holding one and the same patch.
     patches = {id(p): p for p in slots.values() if isinstance(p, AttentionPatch)}
     if not patches:
-        raise ValueError(
+        raise Problem.WRONG_INPUT(
             "This MODEL carries no image prompt to record: connect the MODEL output of an "
             "IPAdapter node."
         )

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..errors import Problem
 from ..faces import MissingFace
 from ..folding import EmbedsScaling
 from ..layers import UNetLayout, WeightType
@@ -39,13 +40,13 @@ def chosen(kind: type[_Choice], value: str, name: str) -> _Choice:
         return kind(value)
     except ValueError:
         options = ", ".join(repr(member.value) for member in kind)
-        raise ValueError(f"{name} is {value!r}: expected one of {options}.") from None
+        raise Problem.BAD_VALUE(f"{name} is {value!r}: expected one of {options}.") from None
 
 
 def check_finite(value: float | None, name: str) -> None:
     """Refuse NaN and infinity, which a client may send and no host refuses."""
     if value is not None and not math.isfinite(value):
-        raise ValueError(f"{name} is {value}: expected a finite number.")
+        raise Problem.BAD_VALUE(f"{name} is {value}: expected a finite number.")
 
 
 @dataclass(frozen=True, eq=False)

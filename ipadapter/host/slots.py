@@ -9,6 +9,7 @@ from typing import Any
 import comfy.ldm.modules.attention as host_attention
 from torch import Tensor
 
+from ..errors import Problem
 from ..layers import BlockId, Layer
 from ..patch import AttentionPatch, Extra, Injection
 
@@ -75,7 +76,7 @@ def chain(occupant: Any, block: BlockId) -> AttentionPatch:
     if isinstance(occupant, AttentionPatch):
         return occupant
     if occupant is not None and not callable(occupant):
-        raise ValueError(
+        raise Problem.OTHER_PACK(
             f"Attention slot {tuple(block)} of this MODEL holds a {type(occupant).__name__}, which "
             "is not callable: a node before this one left it there. Move the IP-Adapter node "
             "before that node, or remove that node."

@@ -18,6 +18,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..adapter import Adapter
+from ..errors import Problem
 from ..loss_curve import loss_curve
 from ..spec import SOURCES, Family
 from ..train import Trainer, TrainSettings, train
@@ -102,7 +103,7 @@ def _adapter(
     spec = resume.spec
     unet.layout.check(spec.layer_widths, spec.token_dim, resume.name, spec.base_name)
     if width != spec.embed_dim:
-        raise ValueError(
+        raise Problem.WRONG_ENCODER(
             f"{resume.name} was trained with {spec.encoder_name}, this CLIP_VISION gives width "
             f"{width}: connect the same encoder."
         )

@@ -13,6 +13,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..errors import Problem
 from ..images import Interpolation, as_rgb, clip_image, crop_square, resize
 from ..layers import UNetLayout
 from ..spec import EmbedSource
@@ -66,9 +67,10 @@ def folder_names() -> list[str]:
 def input_folder(name: str) -> Path:
     """The path of a listed folder. FileNotFoundError for anything else."""
     if name == NO_FOLDER or name not in folder_names():
-        raise FileNotFoundError(
+        raise Problem.FILE_MISSING(
             f"{name} is not a folder in ComfyUI's input. Make it there, press R to refresh the "
-            "list, and choose it as image_folder."
+            "list, and choose it as image_folder.",
+            FileNotFoundError,
         )
     return Path(folder_paths.get_input_directory()) / name
 
@@ -83,7 +85,7 @@ def pictures_of(
         rgb = as_rgb(images, "images")
         return Pictures(len(rgb), lambda number: rgb[number : number + 1], lines or None)
     if folder == NO_FOLDER:
-        raise ValueError(
+        raise Problem.TRAINING_DATA(
             "There is nothing to train on: connect images, or choose an image_folder of ComfyUI's "
             "input."
         )
@@ -96,7 +98,7 @@ def training_set(
 ) -> TrainingSet:
     """Compute everything that does not change while an adapter trains."""
     if clip_vision is None:
-        raise ValueError(
+        raise Problem.WRONG_FILE(
             "clip_vision is empty: the file that its loader opened is no image encoder. Choose a "
             "CLIP vision model."
         )
@@ -125,10 +127,10 @@ def _latents(model: ModelPatcher, sources: Sources) -> Tensor:
 
         latents = torch.cat([vae.encode(chunk) for chunk in sources.pictures.chunks(square)])
     else:
-        raise ValueError("Connect a vae, or the pictures as latent.")
+        raise Problem.WRONG_INPUT("Connect a vae, or the pictures as latent.")
     channels = model.model.latent_format.latent_channels
     if latents.ndim != 4 or latents.shape[1] != channels:
-        raise ValueError(
+        raise Problem.WRONG_BASE(
             f"The {origin} is of another base: its latents are {tuple(latents.shape)}, the MODEL "
             f"takes (pictures, {channels}, height, width). Use the checkpoint's own VAE."
         )
@@ -153,7 +155,7 @@ def _prompts(
     entries = [*states, (nothing[0][:1], nothing[1])]
     tensors = same_length([tensor for tensor, _ in entries])
     if tensors[0].shape[-1] != layout.context_dim:
-        raise ValueError(
+        raise Problem.WRONG_BASE(
             f"The text states are {tensors[0].shape[-1]} wide, the MODEL ({layout.name}) takes "
             f"{layout.context_dim}: use the CLIP of the MODEL's own checkpoint."
         )
@@ -168,13 +170,15 @@ def _conditionings(sources: Sources) -> tuple[list[Entry], list[Entry]]:
     """Entries of the prompts and of the empty prompt (none if it is to be zeros)."""
     if sources.conditioning is not None:
         if not sources.conditioning:
-            raise ValueError("conditioning is empty: connect the output of CLIP Text Encode.")
+            raise Problem.WRONG_INPUT(
+                "conditioning is empty: connect the output of CLIP Text Encode."
+            )
         return _entries(sources.conditioning), _entries(sources.empty or ())
     if sources.clip is None:
-        raise ValueError("Connect a clip, which reads the captions, or a conditioning.")
+        raise Problem.WRONG_INPUT("Connect a clip, which reads the captions, or a conditioning.")
     captions = sources.pictures.captions or ("",)
     if len(captions) not in (1, sources.pictures.count):
-        raise ValueError(
+        raise Problem.TRAINING_DATA(
             f"There are {sources.pictures.count} images and {len(captions)} captions: expected "
             "one line per image in the same order, or one line for all."
         )
@@ -202,7 +206,7 @@ def _vector(model: ModelPatcher, entry: Entry, height: int, width: int) -> Tenso
     tensor, options = entry
     pooled = options.get("pooled_output")
     if pooled is None:
-        raise ValueError(
+        raise Problem.WRONG_BASE(
             "The conditioning has no pooled text, which this MODEL needs: encode the captions with "
             "the CLIP of its own checkpoint."
         )

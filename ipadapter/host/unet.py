@@ -10,6 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 from torch import nn
 
+from ..errors import Problem
 from ..layers import BlockId, Layer, UNetLayout
 from ..patch import AttentionPatch, Injection
 from ..spec import base_name
@@ -26,14 +27,14 @@ def read_layout(model: ModelPatcher) -> UNetLayout:
     unet = model.get_model_object("diffusion_model")
     found = list(_transformers(unet))
     if not found:
-        raise ValueError(
+        raise Problem.UNSUPPORTED(
             f"This MODEL ({type(model.model).__name__}, {type(unet).__name__}) has no UNet "
             f"cross-attention, so an "
             "IP-Adapter for Stable Diffusion cannot act on it. Load an SD1.5, SD2 or SDXL "
             "checkpoint."
         )
     if any(isinstance(transformer, SpatialVideoTransformer) for _, _, transformer in found):
-        raise ValueError(
+        raise Problem.UNSUPPORTED(
             f"This MODEL ({type(model.model).__name__}) is a video UNet, whose time layers share "
             f"the attention slots of its "
             "picture layers; IP-Adapters are not made for it. Load an SD1.5, SD2 or SDXL "

@@ -11,6 +11,7 @@ import torch
 from comfy.clip_vision import ClipVisionModel
 from torch import Tensor
 
+from ..errors import Problem
 from ..images import CLIP_MEAN, clip_image
 from ..recent import Recent, digest
 from ..spec import AdapterSpec, EmbedSource, Family, encoder_name
@@ -27,13 +28,13 @@ _OUTPUT[EmbedSource.FACE_AND_HIDDEN] = _OUTPUT[EmbedSource.HIDDEN]
 def check_encoder(clip_vision: Any, adapter: str, spec: AdapterSpec) -> None:
     """Raise ValueError if there is no encoder, or one that cannot be the adapter's."""
     if clip_vision is None:
-        raise ValueError(
+        raise Problem.WRONG_INPUT(
             f"{adapter} needs a CLIP Vision encoder ({spec.encoder_name}) and none is connected: "
             "add Load CLIP Vision with that encoder from models/clip_vision. If it is connected, "
             "the file it loads is not an image encoder."
         )
     if reason := _why_not(clip_vision, spec):
-        raise ValueError(
+        raise Problem.WRONG_ENCODER(
             f"{adapter} needs {spec.encoder_name}, and the connected encoder {reason}. Download "
             f"{spec.encoder_name} (CLIPVisionModelWithProjection) and load that."
         )
@@ -63,7 +64,7 @@ def encode(clip_vision: Any, images: Tensor, source: EmbedSource, batch_size: in
     Returns (images, width) pooled embeddings or (images, patches, width) hidden states, fp32.
     """
     if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(
+        raise Problem.BAD_PICTURE(
             f"The reference image batch has shape {tuple(images.shape)}: expected (images, height, "
             f"width, 3) with at "
             "least one image. Connect an IMAGE output that holds a picture."
@@ -125,7 +126,7 @@ def check_width(features: Tensor, adapter: str, spec: AdapterSpec) -> None:
     if features.shape[-1] == spec.embed_dim:
         return
     source = EmbedSource.POOLED if spec.embed_source is EmbedSource.POOLED else EmbedSource.HIDDEN
-    raise ValueError(
+    raise Problem.WRONG_ENCODER(
         f"{adapter} needs {spec.encoder_name}, got {encoder_name(source, features.shape[-1])}. "
         f"Load "
         f""

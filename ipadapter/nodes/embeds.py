@@ -18,6 +18,7 @@ from ..embeds import (
     load_embeds,
     save_embeds,
 )
+from ..errors import Problem
 from ..host.features import read, read_nothing
 from ..host.preview import request_view
 from ..host.request import Request, check_finite, chosen
@@ -184,9 +185,10 @@ class IPAdapterLoadEmbeds(io.ComfyNode):
         folder = Path(folder_paths.get_input_directory())
         path = inside(folder, name)
         if not (is_embeds_file(name) and path.is_file()):
-            raise FileNotFoundError(
+            raise Problem.FILE_MISSING(
                 f"{name} is not an embeds file in {folder}. Save one with IPAdapter Save Embeds, "
-                f"or put it there."
+                f"or put it there.",
+                FileNotFoundError,
             )
         return path
 

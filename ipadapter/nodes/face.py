@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..errors import Problem
 from ..faces import PACKS, PROVIDERS, MissingFace
 from ..host.apply import run
 from ..host.faces import load_face_analysis
@@ -138,7 +139,7 @@ class IPAdapterFaceID(ApplyNode):
         request = cls.request(**given)
         pipeline = request.pipeline
         if request.image is None:
-            raise ValueError("No reference picture: connect an IMAGE to image.")
+            raise Problem.WRONG_INPUT("No reference picture: connect an IMAGE to image.")
         if not pipeline.adapter.spec.face_dim:
             pictures = face_pictures(pipeline, request.image)
             return io.NodeOutput(run(request), pictures, ui=request_view(cls, request))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from comfy_api.latest import io
 
 from ..embeds import CombineMethod
+from ..errors import Problem
 from ..folding import EmbedsScaling
 from ..layers import WEIGHT_TYPES
 
@@ -198,7 +199,9 @@ def check_choice(value: str, options: Sequence[str], name: str) -> str:
     """Refuse a string that is not in a widget's list: older hosts do not check what a client
     sends."""
     if value not in options:
-        raise ValueError(f"{name} is {value!r}: expected one of {', '.join(map(repr, options))}.")
+        raise Problem.BAD_VALUE(
+            f"{name} is {value!r}: expected one of {', '.join(map(repr, options))}."
+        )
     return value
 
 

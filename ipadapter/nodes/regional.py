@@ -9,6 +9,7 @@ from typing import Any
 import node_helpers
 from comfy_api.latest import io
 
+from ..errors import Problem
 from ..host.apply import run
 from ..host.preview import encoder_view
 from ..host.request import Request
@@ -42,7 +43,7 @@ def as_params(regions: Iterable[Region]) -> dict[str, list[Any]]:
 def regions_of(params: Any) -> tuple[Region, ...]:
     """The regions of an IPADAPTER_PARAMS payload, whoever made it."""
     if not isinstance(params, dict) or not set(_FIELDS) <= params.keys():
-        raise ValueError(
+        raise Problem.WRONG_INPUT(
             f"ipadapter_params received a {type(params).__name__}: expected the output of "
             "IPAdapter Regional Conditioning or IPAdapter Combine Params."
         )

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 from torch.nn import functional
 
+from ..errors import Problem
 from ..host.apply import run
 from ..host.preview import encoder_view
 from ..host.request import Request
@@ -33,7 +34,7 @@ def run_tiled(request: Request, sharpening: float) -> tuple[Any, Tensor, Tensor]
     """Patch one adapter per tile, each in its own part of the picture. Returns MODEL, tiles,
     masks."""
     if request.image is None:
-        raise ValueError("No reference picture: connect an IMAGE to image.")
+        raise Problem.WRONG_INPUT("No reference picture: connect an IMAGE to image.")
     tiles = tile_image(request.image, sharpening=sharpening)
     masks = tile_masks(tiles, request.attn_mask)
     for tile, mask in zip(tiles.tiles, masks, strict=True):

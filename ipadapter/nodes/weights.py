@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..errors import Problem
 from ..host.request import chosen
 from ..weights import Method, Timing, WeightsStrategy, combine_weights, parse_weights
 from . import inputs
@@ -213,7 +214,7 @@ def _scheduled(strategy: WeightsStrategy, image: Tensor | None) -> io.NodeOutput
 def _checked(value: Any) -> WeightsStrategy:
     if isinstance(value, WeightsStrategy):
         return value
-    raise ValueError(
+    raise Problem.WRONG_INPUT(
         f"The weights_strategy input received a {type(value).__name__}: expected the output of "
         "IPAdapter Weights."
     )

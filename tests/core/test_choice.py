@@ -16,6 +16,7 @@ from support.modelfolders import Models, official
 from support.official_files import OFFICIAL_FILES
 
 from ipadapter.choice import find_encoder, same_lora
+from ipadapter.errors import plain_text
 from ipadapter.presets import (
     COMMUNITY_PRESETS,
     FACEID_PRESETS,
@@ -107,7 +108,7 @@ def test_a_name_that_tells_nothing_is_noted_and_two_are_ambiguous(tmp_path: Path
         'Several files could be preset "PLUS FACE (portraits)" on SD1.5, which is Plus, the face '
         "variant: one.safetensors, two.safetensors. They have the same shapes and their names do "
         "not tell them apart. Rename the right one to ip-adapter-plus-face_sd15.safetensors, or "
-        "load it with IPAdapter Model Loader."
+        "load it with IPAdapter Model Loader. [several-files]"
     )
 
 
@@ -129,7 +130,7 @@ def failure(models: Models, preset: str, base: str) -> str:
     with pytest.raises((FileNotFoundError, ValueError)) as caught:
         models.choose(preset, base)
     root = models.folders["ipadapter"].parent
-    return str(caught.value).replace(f"{root}/", "models/")
+    return plain_text(caught.value).replace(f"{root}/", "models/")
 
 
 def test_message_no_adapter(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ipadapter import faces
+from ipadapter.errors import plain_text
 from ipadapter.faces import CROP_SIZES, DETECTION_SIZES, PACKS, find_faces, load_faces
 
 
@@ -162,7 +163,7 @@ def test_no_face_at_all(analysis, policy: str) -> None:
     assert str(caught.value) == (
         "image_negative: no face found in the picture (looked at sizes 640 to 256, and with a "
         "border added). Use a photograph of one clear face; drawn and anime faces are not "
-        "recognised."
+        "recognised. [no-face]"
     )
     with pytest.raises(ValueError, match="in any of the 3 pictures"):
         find_faces(analysis, nobody().repeat(3, 1, 1, 1), 224, policy)
@@ -187,7 +188,7 @@ def test_detection_sizes() -> None:
 def pack_error(root: Path) -> str:
     with pytest.raises(FileNotFoundError) as caught:
         load_faces(root, "buffalo_l")
-    return str(caught.value).replace(str(root), "insightface")
+    return plain_text(caught.value).replace(str(root), "insightface")
 
 
 TREE = (

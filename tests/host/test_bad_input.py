@@ -31,6 +31,8 @@ from support.unets import (
 )
 from support.vision import tiny_clip_vision
 
+from ipadapter.errors import plain_text
+
 # What a library says when it meets input that nobody checked.
 RAW = ("mat1 and mat2", "size mismatch", "shapes cannot be multiplied", "must match the size")
 
@@ -49,7 +51,9 @@ def refused(call: Callable[[], object], *said: str, kind: type[Exception] = Valu
         assert part in message[position:], f"{part!r} is not said (or too early) in: {message}"
         position = message.index(part, position) + len(part)
     assert not any(raw in message for raw in RAW), message
-    assert message.rstrip().endswith("."), message
+    without_code = plain_text(caught.value)
+    assert without_code != message, f"no code ends: {message}"
+    assert without_code.endswith("."), message
     return message
 
 

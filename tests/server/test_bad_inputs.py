@@ -487,6 +487,7 @@ class Place:
     server: Any
     good: bytes
     mark: Path
+    explained: dict[str, str]  # what the codes that end messages mean
 
     def queue(self, change: dict[str, Node]) -> dict[str, Any]:
         """Queue the good graph with a change; its history entry."""
@@ -519,7 +520,8 @@ def place(server: Any) -> Iterator[Place]:
     if INSIGHTFACE:
         badfiles.write_faces(models / "insightface", given / "astronaut.png")
     entry = server.wait(server.queue(GOOD))
-    yield Place(server, pixels(server, entry), mark)
+    explained = server.get("/i18n")["zh"]["imagePromptProblems"]
+    yield Place(server, pixels(server, entry), mark, explained)
     assert not mark.exists(), "code in a file ran"
     assert not (outside / "embeds_mark").exists(), "code in a file ran"
     assert not list(server.base.glob("escaped*"))
@@ -548,6 +550,8 @@ def test_bad_input(place: Place, number: int, row: Row) -> None:
     for part in said:
         assert part in message[position:], f"{part!r} is not said (or too early) in: {message}"
         position = message.index(part, position) + len(part)
+    if row.node.startswith("IPAdapter") and message.startswith(f"{row.node}: "):
+        assert message.rpartition(" [")[2].removesuffix("]") in place.explained, message
     if number % CHECKED_EVERY == CHECKED_EVERY - 1:
         assert place.picture() == place.good
 

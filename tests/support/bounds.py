@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ipadapter.errors import plain_text
+
 FUZZ = "IMAGE_PROMPT_FUZZ"  # how many times as many cases as usual
 STATUS = Path("/proc/self/status")
 MEASURES_MEMORY = STATUS.exists()
@@ -49,7 +51,7 @@ class Bound:
             yield
         except ValueError as error:
             self.refused += 1
-            if not str(error).endswith("."):  # what a library says of input that nobody checked
+            if plain_text(error) == str(error):  # what a library says of input that nobody checked
                 raise AssertionError(f"{what}: {error}") from error
         seconds = time.process_time() - started
         held = peak()[1] - before if MEASURES_MEMORY else 0

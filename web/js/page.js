@@ -27,6 +27,14 @@ export function isOurNode(node) {
 }
 
 /**
+ * True for an error that passed through this pack's code, in whichever node: patches act in samplers.
+ * @param {string[]} traceback
+ */
+export function isOurError(traceback) {
+  return traceback.some((line) => line.split(/[\\/]/).includes(FOLDER));
+}
+
+/**
  * @param {string} tag
  * @param {Record<string, string>} [properties] of its style
  * @param {(Node | string)[]} [children]
