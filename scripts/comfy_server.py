@@ -88,6 +88,7 @@ class ComfyServer:
     port: int = field(default_factory=free_port)
     # Survives the process that started it, and the end of the `with` block.
     keep: bool = False
+    threads: int | None = None  # that it computes with; None: as many as there are cores
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -125,7 +126,7 @@ class ComfyServer:
             self.process = subprocess.Popen(
                 command,
                 cwd=self.host,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env=self._environment(),
                 stdin=subprocess.DEVNULL if self.keep else subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -201,6 +202,10 @@ class ComfyServer:
     def tail(self) -> str:
         """The last lines of the log."""
         return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-30:])
+
+    def _environment(self) -> dict[str, str]:
+        threads = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
+        return {**os.environ, "PYTHONUNBUFFERED": "1", **threads}
 
     def _wait_for_answer(self) -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -5,8 +5,8 @@ The root of the repository stays off sys.path: the pack's `nodes.py` would shado
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -39,7 +39,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 load_package("ipadapter", ROOT / "ipadapter")
 load_package("support", ROOT / "tests" / "support")
 load_package("bench", ROOT / "tests" / "bench")
-torch.set_num_threads(int(os.environ.get("IMAGE_PROMPT_TEST_THREADS", "1")))
+torch.set_num_threads(importlib.import_module("support.server").THREADS)
 
 
 def tier_of(path: Path) -> str:

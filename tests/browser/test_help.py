@@ -29,8 +29,6 @@ def status_graph(page):
     return saved
 
 
-# Waiting for a run times out now and then when other tests ran before in the same process.
-@pytest.mark.slow
 def test_loader_says_what_it_loaded(page, server, picture):
     """The status line, after a real run: a node that was cached has nothing new to say."""
     server.fetch("/free", FREE)
@@ -76,8 +74,6 @@ def encoder_graph(page):
     return saved
 
 
-# Waiting for a run times out now and then when other tests ran before in the same process.
-@pytest.mark.slow
 def test_encoder_shows_what_it_sees(page, server, picture):
     """The square on the node, and that a wide picture loses its sides."""
     Image.linear_gradient("L").resize((480, 160)).save(server.base / "input" / "wide.png")

@@ -128,19 +128,23 @@ class Editor:
 
     def run(self, seconds: float = 120) -> None:
         """Queue the graph and wait until it has ended."""
-        before = self._ended()
-        self.page.evaluate("() => app.queuePrompt(0, 1)")
-        deadline = time.monotonic() + seconds
+        with self.page.expect_response("**/prompt") as answered:
+            self.page.evaluate("() => app.queuePrompt(0, 1)")
+        answer = answered.value
+        assert answer.ok, f"the server refuses the graph: {answer.text()}"
+        number, deadline = answer.json()["prompt_id"], time.monotonic() + seconds
         # Asked again and again from here: the page's own waiting takes a promise for an answer.
-        while self._ended() <= before:
-            assert time.monotonic() < deadline, f"the graph has not ended after {seconds:.0f} s"
+        while number not in self._asked(f"/history/{number}"):
+            assert time.monotonic() < deadline, (
+                f"the graph has not ended after {seconds:.0f} s; queue: {self._asked('/queue')}"
+            )
             self.page.wait_for_timeout(100)
         self.settle()
 
-    def _ended(self) -> int:
-        """How many graphs the server has run; read in Python, as other tests' inputs may be NaN."""
-        history = self.page.evaluate("async () => (await fetch('/history')).text()")
-        return len(json.loads(history))
+    def _asked(self, path: str) -> dict[str, Any]:
+        """What the server answers to the page."""
+        script = "async (path) => (await fetch(path)).text()"
+        return json.loads(self.page.evaluate(script, path))
 
     def problems(self) -> list[str]:
         """Uncaught errors of the page, without those of its own."""

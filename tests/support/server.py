@@ -13,6 +13,9 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+# Threads that wait for each other stand still where other programs keep the cores busy, and the
+# tests' networks are too small to gain by a second one.
+THREADS = int(os.environ.get("IMAGE_PROMPT_TEST_THREADS", "1"))
 
 
 def script(name: str) -> ModuleType:
@@ -37,7 +40,9 @@ def running(base: Path, packs: dict[str, Path] | None = None) -> Iterator:
     models = script("random_models").random_models()
     for source in models.rglob("*.safetensors"):
         link_file(source, base / "models" / source.relative_to(models))
-    with comfy_server.ComfyServer(Path(sys.executable), Path(host), base) as server:
+    with comfy_server.ComfyServer(
+        Path(sys.executable), Path(host), base, threads=THREADS
+    ) as server:
         yield server
 
 
