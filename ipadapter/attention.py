@@ -29,34 +29,49 @@ def image_attention(query: Tensor, ip_key: Tensor, ip_value: Tensor, heads: int)
     return out.transpose(1, 2).reshape(groups, rows, width)
 
 
+class Factor(NamedTuple):
+    """What scales the image attention: mask (rows or 1, length, 1) or None, and a number."""
+
+    mask: Tensor | None = None
+    strength: float = 1.0
+
+    def of(self, group: int, groups: int, rows: int) -> Tensor | None:
+        """The mask of one group's queries: (rows of the group,)."""
+        if self.mask is None:
+            return None
+        flat = self.mask.reshape(self.mask.shape[0], -1)
+        if len(flat) == 1:
+            return flat[0].repeat(rows // flat.shape[1])
+        return flat.reshape(groups, -1)[group]
+
+
+WHOLE = Factor()  # all of it, everywhere
+
+
 def add_image_attention(
     base: Tensor,
     query: Tensor,
     ip_key: Tensor,
     ip_value: Tensor,
     heads: int,
-    *,
-    mask: Tensor | None = None,
-    strength: float = 1.0,
+    factor: Factor = WHOLE,
 ) -> Tensor:
     """Return `base + strength * mask * image_attention(...)`; `base` may be overwritten.
 
     base, query: (rows, length, width). ip_key, ip_value: (groups, tokens, width), where `groups`
     divides rows and consecutive rows share a group: the queries of a group then count as one long
-    row, so that no key or value is copied per row. mask: (rows or 1, length, 1).
+    row, so that no key or value is copied per row. factor: mask and strength.
     """
     groups, writable = ip_key.shape[0], _writable(base, query, ip_key, ip_value)
     grouped = query.reshape(groups, -1, query.shape[-1])
     if writable and _few_tokens(grouped, ip_key, base):
-        _add_by_head(
-            base.view_as(grouped), grouped, ip_key, ip_value, heads, _Factor(mask, strength)
-        )
+        _add_by_head(base.view_as(grouped), grouped, ip_key, ip_value, heads, factor)
         return base
     image = image_attention(grouped, ip_key, ip_value, heads).view_as(base)
-    if mask is not None:
+    if factor.mask is not None:
         add = base.addcmul_ if writable else partial(torch.addcmul, base)
-        return add(image, mask, value=strength)
-    return (base.add_ if writable else partial(torch.add, base))(image, alpha=strength)
+        return add(image, factor.mask, value=factor.strength)
+    return (base.add_ if writable else partial(torch.add, base))(image, alpha=factor.strength)
 
 
 # Measured on CPUs at every block shape of SD1.5 and SDXL (`tests/bench/run.py attention`): from how
@@ -76,24 +91,8 @@ def _few_tokens(query: Tensor, ip_key: Tensor, base: Tensor) -> bool:
     return ip_key.shape[1] <= tokens and groups <= most and base.is_contiguous()
 
 
-class _Factor(NamedTuple):
-    """What scales the image attention: mask (rows or 1, length, 1) or None, and a number."""
-
-    mask: Tensor | None
-    strength: float
-
-    def of(self, group: int, groups: int, rows: int) -> Tensor | None:
-        """The mask of one group's queries: (rows of the group,)."""
-        if self.mask is None:
-            return None
-        flat = self.mask.reshape(self.mask.shape[0], -1)
-        if len(flat) == 1:
-            return flat[0].repeat(rows // flat.shape[1])
-        return flat.reshape(groups, -1)[group]
-
-
 def _add_by_head(
-    base: Tensor, query: Tensor, ip_key: Tensor, ip_value: Tensor, heads: int, factor: _Factor
+    base: Tensor, query: Tensor, ip_key: Tensor, ip_value: Tensor, heads: int, factor: Factor
 ) -> None:
     """Add the image attention to `base` in place, without laying anything out anew.
 

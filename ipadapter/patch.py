@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention import add_image_attention
+from .attention import Factor, add_image_attention
 from .call import CALL_KEY, CallState, Extra, Rows
 from .errors import Problem
 from .folding import KeyValue, LayerKeyValue
@@ -272,13 +272,10 @@ def inject(
             "The caller of this attention slot gives no n_heads in extra_options, so the image "
             "prompt cannot split its heads. Sample with ComfyUI's own UNet."
         )
-    options: dict[str, Any] = {
-        "mask": injection.mask_for(call, query, extra),
-        "strength": injection.strength,
-    }
+    factor = Factor(injection.mask_for(call, query, extra), injection.strength)
     if extra.get("attn_precision") == torch.float32 and query.dtype != torch.float32:
         wide = add_image_attention(
-            base.float(), query.float(), pair.key.float(), pair.value.float(), heads, **options
+            base.float(), query.float(), pair.key.float(), pair.value.float(), heads, factor
         )
         return wide.to(base.dtype)
-    return add_image_attention(base, query, pair.key, pair.value, heads, **options)
+    return add_image_attention(base, query, pair.key, pair.value, heads, factor)

@@ -10,7 +10,7 @@ from support import naive
 from torch import Tensor
 
 from ipadapter import attention
-from ipadapter.attention import add_image_attention, image_attention
+from ipadapter.attention import Factor, add_image_attention, image_attention
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -50,14 +50,14 @@ def test_a_mask_scales_each_position(mask_rows: int) -> None:
     key, value = random(2, 3, 16, seed=2), random(2, 3, 16, seed=3)
     mask = torch.rand(mask_rows, 5, 1, generator=torch.Generator().manual_seed(4))
     whole = add_image_attention(base.clone(), query, key, value, 2) - base
-    masked = add_image_attention(base.clone(), query, key, value, 2, mask=mask)
+    masked = add_image_attention(base.clone(), query, key, value, 2, Factor(mask))
     assert torch.allclose(masked, base + mask * whole, atol=1e-6)
 
 
 def test_a_mask_of_zeros_leaves_the_base_bit_for_bit() -> None:
     base, query = random(2, 5, 16), random(2, 5, 16, seed=1)
     kv = random(1, 3, 16, seed=2)
-    out = add_image_attention(base.clone(), query, kv, kv, 2, mask=torch.zeros(1, 5, 1))
+    out = add_image_attention(base.clone(), query, kv, kv, 2, Factor(torch.zeros(1, 5, 1)))
     assert torch.equal(out, base)
 
 
@@ -70,7 +70,7 @@ def test_gradients_reach_every_input_and_nothing_is_overwritten(mask: Tensor | N
     wide = None if mask is None else mask.double()
 
     def run(*args: Tensor) -> Tensor:
-        return add_image_attention(*args, 2, mask=wide)  # type: ignore[misc]
+        return add_image_attention(*args, 2, Factor(wide))  # type: ignore[misc]
 
     assert torch.autograd.gradcheck(run, inputs)
     assert torch.equal(base, before)
@@ -111,9 +111,8 @@ def test_every_form_gives_the_same(
     base, query = random(6, 20, 64), random(6, 20, 64, seed=1)
     key, value = random(2, tokens, 64, seed=2), random(2, tokens, 64, seed=3)
     mask = random(mask_rows, 20, 1, seed=4) if mask_rows else None
-    once = add_image_attention(base.clone(), query, key, value, 8, mask=mask, strength=0.7)
+    once = add_image_attention(base.clone(), query, key, value, 8, Factor(mask, 0.7))
     wide = [tensor.double() for tensor in (base.clone(), query, key, value)]
-    other = add_image_attention(
-        *wide, 8, mask=None if mask is None else mask.double(), strength=0.7
-    )  # double precision takes the host's attention
+    factor = Factor(None if mask is None else mask.double(), 0.7)
+    other = add_image_attention(*wide, 8, factor)  # double precision takes the host's attention
     assert (once - other).abs().max() < 1e-5
