@@ -120,22 +120,20 @@ def _label_run(
         run.prepared.clear()
 
 
-def _label_call(
-    executor: Any,
-    x: Tensor,
-    t: Any,
-    c_concat: Any = None,
-    c_crossattn: Any = None,
-    control: Any = None,
-    transformer_options: Mapping[str, Any] | None = None,
-    **kwargs: Any,
-) -> Any:
+# What the host's apply_model takes after the latents, in order; other packs' wrappers may name it.
+_APPLY_MODEL = ("t", "c_concat", "c_crossattn", "control", "transformer_options")
+_OPTIONS = _APPLY_MODEL.index("transformer_options")
+
+
+def _label_call(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """APPLY_MODEL wrapper: what is the same for all blocks of this call."""
-    options = dict(transformer_options or {})
+    given = [*args, *(kwargs.pop(name, None) for name in _APPLY_MODEL[len(args) :])]
+    options = dict(given[_OPTIONS] or {})
     options[CALL_KEY] = call_state(options, x)
     for hooked in options.pop(HOOKS_KEY, ()):
         options = hooked(options)
-    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    given[_OPTIONS] = options
+    return executor(x, *given, **kwargs)
 
 
 def call_state(options: Mapping[str, Any], x: Tensor) -> CallState:

@@ -126,6 +126,20 @@ def test_everything_at_once(host, scene, pack):
     assert difference(sample(patched), with_reference(scene, *prompts)) < TOLERANCE
 
 
+def test_wrappers_of_other_packs_may_name_what_they_pass(scene, pack):
+    import comfy.patcher_extension
+
+    names = ("c_concat", "c_crossattn", "control", "transformer_options")
+
+    def naming(executor: Any, x: Any, t: Any, *args: Any, **kwargs: Any) -> Any:
+        return executor(x, t, **dict(zip(names, args, strict=True)), **kwargs)
+
+    wrapped = scene.model.clone()
+    wrapped.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "naming", naming)
+    expected = sample(scene, pack.apply(scene.model, Prompt()))
+    assert torch.equal(sample(scene, pack.apply(wrapped, Prompt())), expected)
+
+
 def test_device_copies_hold_a_window_and_not_all_frames(host, scene, pack):
     """What a run holds on the device is the same for 12 frames and for 1,000."""
     import comfy.patcher_extension
