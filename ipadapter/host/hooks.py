@@ -35,7 +35,9 @@ class ImagePromptHook(comfy.hooks.TransformerOptionsHook):
         copied.injections = self.injections
         return copied
 
-    def add_hook_patches(self, model: Any, model_options: Any, target_dict: Any, registered: Any):
+    def add_hook_patches(
+        self, model: Any, model_options: Any, target_dict: Any, registered: Any
+    ) -> bool:
         """Register for a run; the MODEL may carry no adapter of its own, so bring the wrappers."""
         if not super().add_hook_patches(model, model_options, target_dict, registered):
             return False

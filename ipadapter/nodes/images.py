@@ -110,15 +110,7 @@ class IPAdapterNoise(io.ComfyNode):
                     optional=True,
                     tooltip="Picture that the noise is made of. Left open: black.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=FROM_CONTENT,
-                    min=FROM_CONTENT,
-                    max=2**63 - 1,
-                    optional=True,
-                    control_after_generate=False,
-                    tooltip="Chooses the noise. -1: it follows from the picture.",
-                ),
+                inputs.seed(FROM_CONTENT, "Chooses the noise. -1: it follows from the picture."),
             ],
             outputs=[io.Image.Output(display_name="IMAGE", tooltip="The noise, 224 x 224.")],
         )

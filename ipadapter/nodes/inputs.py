@@ -205,6 +205,19 @@ def check_choice(value: str, options: Sequence[str], name: str) -> str:
     return value
 
 
+def seed(lowest: int, tooltip: str) -> io.Input:
+    """A seed that stays as it is from run to run; by default the lowest."""
+    return io.Int.Input(
+        "seed",
+        default=lowest,
+        min=lowest,
+        max=2**63 - 1,
+        optional=True,
+        control_after_generate=False,
+        tooltip=tooltip,
+    )
+
+
 def negative_mask_vision() -> list[io.Input]:
     """The three optional sockets that close most Apply nodes."""
     return [image_negative(), attn_mask(), clip_vision()]

@@ -8,6 +8,7 @@ from typing import Any
 
 import node_helpers
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..errors import Problem
 from ..host.apply import run
@@ -93,15 +94,15 @@ class IPAdapterRegionalConditioning(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        image,
-        image_weight,
-        prompt_weight,
-        weight_type,
-        start_at,
-        end_at,
-        mask=None,
-        positive=None,
-        negative=None,
+        image: Tensor,
+        image_weight: float,
+        prompt_weight: float,
+        weight_type: str,
+        start_at: float,
+        end_at: float,
+        mask: Tensor | None = None,
+        positive: Any = None,
+        negative: Any = None,
     ) -> io.NodeOutput:
         region = Region(image, mask, image_weight, weight_type, start_at, end_at)
         prompts = (masked(prompt, mask, prompt_weight) for prompt in (positive, negative))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 
 from comfy_api.latest import io
@@ -53,7 +53,9 @@ def add_search_aliases(classes: Iterable[type[io.ComfyNode]]) -> None:
         node.define_schema = classmethod(_with_words(define))  # pyright: ignore
 
 
-def _with_words(define):
+def _with_words(
+    define: Callable[[], io.Schema],
+) -> Callable[[type[io.ComfyNode]], io.Schema]:
     def define_schema(_node: type[io.ComfyNode]) -> io.Schema:
         schema = define()
         words = [*_ALL, *ALIASES.get(schema.node_id, ())]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
+from typing import Any
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..host.frozen import Precision
 from ..host.payload import Pipeline, pipeline_of
@@ -42,7 +46,11 @@ def _drop(name: str, what: str) -> io.Input:
     )
 
 
-def _recipe_inputs() -> list[io.Input]:
+def _count(name: str, most: int, tooltip: str) -> io.Input:
+    return io.Int.Input(name, default=getattr(_RECIPE, name), min=1, max=most, tooltip=tooltip)
+
+
+def _adapter_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "family",
@@ -57,27 +65,23 @@ def _recipe_inputs() -> list[io.Input]:
             tooltip="Image tokens per picture. 0: the usual number, 4 for standard and 16 for "
             "Plus.",
         ),
-        io.Int.Input(
-            "steps",
-            default=_RECIPE.steps,
-            min=1,
-            max=10_000_000,
-            tooltip="Training steps in all. Steps already taken by resume_from count.",
+    ]
+
+
+def _length_inputs() -> list[io.Input]:
+    return [
+        _count(
+            "steps", 10_000_000, "Training steps in all. Steps already taken by resume_from count."
         ),
-        io.Int.Input(
-            "batch_size",
-            default=_RECIPE.batch_size,
-            min=1,
-            max=1024,
-            tooltip="Pictures per pass. Lower it when memory runs out.",
+        _count("batch_size", 1024, "Pictures per pass. Lower it when memory runs out."),
+        _count(
+            "accumulation", 1024, "Passes per step: acts like a larger batch without its memory."
         ),
-        io.Int.Input(
-            "accumulation",
-            default=_RECIPE.accumulation,
-            min=1,
-            max=1024,
-            tooltip="Passes per step: acts like a larger batch without its memory.",
-        ),
+    ]
+
+
+def _recipe_inputs() -> list[io.Input]:
+    return [
         io.Float.Input(
             "learning_rate",
             default=_RECIPE.learning_rate,
@@ -175,6 +179,8 @@ class IPAdapterTrain(io.ComfyNode):
             inputs=[
                 inputs.model(),
                 io.ClipVision.Input("clip_vision", tooltip="The image encoder to train for."),
+                *_adapter_inputs(),
+                *_length_inputs(),
                 *_recipe_inputs(),
                 *_picture_inputs(),
                 *_optional_inputs(),
@@ -186,7 +192,9 @@ class IPAdapterTrain(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, image_folder: str, images=None, **_others) -> object:
+    def fingerprint_inputs(
+        cls, image_folder: str, images: Tensor | None = None, **_others: Any
+    ) -> object:
         if images is not None or image_folder == NO_FOLDER:
             return image_folder
         files = [(path, path.stat()) for path in sorted(input_folder(image_folder).iterdir())]
@@ -195,23 +203,23 @@ class IPAdapterTrain(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        clip_vision,
-        family,
-        num_tokens,
-        precision,
-        image_folder,
-        resolution,
-        skip_unreadable,
-        captions,
-        images=None,
-        vae=None,
-        latent=None,
-        clip=None,
-        conditioning=None,
-        empty_conditioning=None,
-        resume_from=None,
-        **settings,
+        model: ModelPatcher,
+        clip_vision: Any,
+        family: str,
+        num_tokens: int,
+        precision: str,
+        image_folder: str,
+        resolution: int,
+        skip_unreadable: bool,
+        captions: str,
+        images: Tensor | None = None,
+        vae: Any = None,
+        latent: Mapping[str, Any] | None = None,
+        clip: Any = None,
+        conditioning: Any = None,
+        empty_conditioning: Any = None,
+        resume_from: Any = None,
+        **settings: Any,
     ) -> io.NodeOutput:
         recipe = Recipe(
             chosen(Family, family, "family"),
@@ -270,7 +278,12 @@ class IPAdapterSave(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, ipadapter, filename_prefix, folder, precision, with_training_state
+        cls,
+        ipadapter: Any,
+        filename_prefix: str,
+        folder: str,
+        precision: str,
+        with_training_state: bool,
     ) -> io.NodeOutput:
         root = save_roots()[chosen(Folder, folder, "folder")].resolve()
         dtype = _DTYPES[chosen(Stored, precision, "precision")]

@@ -53,18 +53,8 @@ class IPAdapterWeights(io.ComfyNode):
                     tooltip="full: one picture after the other. shift, alternate: each fades into "
                     "the next; alternate keeps a picture in its stream while it stays.",
                 ),
-                io.Image.Input(
-                    "image", optional=True, tooltip="Pictures to spread over the frames."
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    optional=True,
-                    control_after_generate=False,
-                    tooltip="Chooses the weights of random timing.",
-                ),
+                _pictures(),
+                inputs.seed(0, "Chooses the weights of random timing."),
             ],
             outputs=_outputs(),
         )
@@ -99,9 +89,7 @@ class IPAdapterWeightsFromStrategy(io.ComfyNode):
             description="Uses the curve of another weights node again, for other pictures.",
             inputs=[
                 _strategy(),
-                io.Image.Input(
-                    "image", optional=True, tooltip="Pictures to spread over the frames."
-                ),
+                _pictures(),
             ],
             outputs=_outputs(),
         )
@@ -176,6 +164,10 @@ def _frames(name: str, default: int, tooltip: str) -> io.Input:
 
 def _list(name: str, tooltip: str) -> io.Input:
     return inputs.weight(name, 0.0, 1.0, 0.0, tooltip=tooltip)
+
+
+def _pictures() -> io.Input:
+    return io.Image.Input("image", optional=True, tooltip="Pictures to spread over the frames.")
 
 
 def _strategy() -> io.Input:
