@@ -107,7 +107,7 @@ class Bounds:
             self.refused += 1
             if path.name not in str(error):
                 raise AssertionError(f"{what} is not named: {error}") from error
-        except Exception as error:
+        except Exception as error:  # none may come: tell in which case one did
             raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
         seconds = time.process_time() - started
         held = peak()[1] - before if self.measures_memory else 0
