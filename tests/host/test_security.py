@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.interface import defaults
 from support.scene import Scene, picture
 from support.unets import TINY_SD15, random_adapter
 
@@ -33,6 +34,8 @@ HOSTILE = [
     "x\0y",
     "",
 ]
+# The link by itself is a fine start of a name, link_00001_, and its folder is the owner's choice.
+HOSTILE_PREFIXES = [name for name in HOSTILE if name != "link"]
 LOADERS = {
     "IPAdapterModelLoader": "ipadapter_file",
     "IPAdapterImageEncoderLoader": "clip_vision_name",
@@ -88,12 +91,10 @@ def test_names_to_load_stay_inside(host: Any, outside: Path, node: str, name: st
     assert "onnx" not in str(caught.value) or "secret" not in os.path.normpath(name)
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", HOSTILE_PREFIXES)
 @pytest.mark.parametrize("node", SAVERS)
 def test_names_to_save_stay_inside(host: Any, outside: Path, node: str, name: str) -> None:
     before = everything(host.base, outside)
-    if name == "link":  # no folder of ours, but a fine start of a name: link_00001_
-        pytest.skip("a name beside the link")
     prefix = name.replace("{outside}", str(outside))
     with pytest.raises(ValueError, match="name|link"):
         host.call(node, filename_prefix=prefix, **SAVERS[node])
@@ -102,7 +103,7 @@ def test_names_to_save_stay_inside(host: Any, outside: Path, node: str, name: st
 
 def test_a_folder_of_pictures_is_one_of_the_input(host: Any, outside: Path) -> None:
     pictures_of = host.module("ipadapter.host.training_data").pictures_of
-    for name in (name for name in HOSTILE if name != "link"):
+    for name in HOSTILE_PREFIXES:
         with pytest.raises((ValueError, FileNotFoundError)):
             pictures_of(None, name.replace("{outside}", str(outside)), "", False)
 
@@ -156,15 +157,9 @@ def test_the_log_tells_nothing_private(
 
 def tiled(scene: Scene) -> dict[str, Any]:
     return {
+        **defaults("IPAdapterTiled"),
         "model": scene.model,
         "ipadapter": scene.adapter,
         "clip_vision": scene.clip_vision,
         "image": picture(1),
-        "weight": 1.0,
-        "weight_type": "linear",
-        "combine_embeds": "concat",
-        "start_at": 0.0,
-        "end_at": 1.0,
-        "sharpening": 0.0,
-        "embeds_scaling": "V only",
     }
