@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from support import badfiles
+from support.interface import defaults
 from support.server import script
 
 Node = dict[str, Any]
@@ -33,16 +34,11 @@ def node(class_type: str, **inputs: Any) -> Node:
 def apply(class_type: str = "IPAdapterAdvanced", **inputs: Any) -> dict[str, Node]:
     """The Apply node with these inputs beside the usual ones."""
     usual = {
+        **defaults("IPAdapterAdvanced"),
         "model": ("model", 0),
         "ipadapter": ("adapter", 0),
         "clip_vision": ("vision", 0),
         "image": ("image", 0),
-        "weight": 1.0,
-        "weight_type": "linear",
-        "combine_embeds": "concat",
-        "start_at": 0.0,
-        "end_at": 1.0,
-        "embeds_scaling": "V only",
     }
     return {"apply": node(class_type, **(usual | inputs))}
 
@@ -92,6 +88,12 @@ def analysed(model_name: str, missing: str = "error") -> dict[str, Node]:
 def preset(class_type: str, name: str, **inputs: Any) -> dict[str, Node]:
     loader = node(class_type, model=("model", 0), preset=name, **inputs)
     return {"adapter": loader} | apply(ipadapter=("adapter", 1))
+
+
+def save_embeds(prefix: str) -> dict[str, Node]:
+    """Encode the picture and keep it under a name."""
+    keep = node("IPAdapterSaveEmbeds", embeds=("encode", 0), filename_prefix=prefix)
+    return {"encode": ENCODE, "keep": keep}
 
 
 GOOD: dict[str, Node] = {
@@ -461,18 +463,9 @@ ROWS = [
         ),
     ),
     *[
-        Row(
-            f"save embeds as {prefix}",
-            {
-                "encode": ENCODE,
-                "keep": node("IPAdapterSaveEmbeds", embeds=("encode", 0), filename_prefix=prefix),
-            },
-            "IPAdapterSaveEmbeds",
-            said,
-        )
+        Row(f"save embeds as {prefix}", save_embeds(prefix), "IPAdapterSaveEmbeds", said)
         for prefix, said in {
             "../escaped": ('"../escaped" leads out of its folder', "Give a name below"),
-            "/tmp/escaped": ("leads out of its folder",),
             "C:\\escaped": ("leads out of its folder",),
             "aux": ("a name that Windows reserves",),
         }.items()
@@ -482,12 +475,17 @@ ROWS = [
 
 @dataclass(frozen=True)
 class Place:
-    """The server with the bad files in its folders, and what a good graph gave at the beginning."""
+    """The server with the bad files in its folders, and what a good graph gave at the beginning.
+
+    mark: a file that code in the bad files would write. outside: a folder that no node may reach.
+    explained: what the codes that end messages mean.
+    """
 
     server: Any
     good: bytes
     mark: Path
-    explained: dict[str, str]  # what the codes that end messages mean
+    outside: Path
+    explained: dict[str, str]
 
     def queue(self, change: dict[str, Node]) -> dict[str, Any]:
         """Queue the good graph with a change; its history entry."""
@@ -521,7 +519,7 @@ def place(server: Any) -> Iterator[Place]:
         badfiles.write_faces(models / "insightface", given / "astronaut.png")
     entry = server.wait(server.queue(GOOD))
     explained = server.get("/i18n")["zh"]["imagePromptProblems"]
-    yield Place(server, pixels(server, entry), mark, explained)
+    yield Place(server, pixels(server, entry), mark, outside, explained)
     assert not mark.exists(), "code in a file ran"
     assert not (outside / "embeds_mark").exists(), "code in a file ran"
     assert not list(server.base.glob("escaped*"))
@@ -554,6 +552,16 @@ def test_bad_input(place: Place, number: int, row: Row) -> None:
         assert message.rpartition(" [")[2].removesuffix("]") in place.explained, message
     if number % CHECKED_EVERY == CHECKED_EVERY - 1:
         assert place.picture() == place.good
+
+
+def test_embeds_are_kept_inside(place: Place) -> None:
+    """A whole path is no name; where it leads, nothing is written."""
+    change = save_embeds(str(place.outside / "escaped"))
+    message, (said,) = answer(
+        place, Row("", change, "IPAdapterSaveEmbeds", ("leads out of its folder",))
+    )
+    assert said in message
+    assert not list(place.outside.glob("escaped*"))
 
 
 def test_the_server_goes_on(place: Place) -> None:
