@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from support.adapters import flat
 from support.host import host_nodes
+from support.interface import defaults
 from support.scene import picture
 from support.unets import build_empty_model, random_adapter
 from support.vision import tiny_clip_vision
@@ -42,19 +43,15 @@ class Pack:
         return self._call("IPAdapterModelLoader", ipadapter_file=file)
 
     def apply(self, model: Any, adapter: Any, weight: float = 1.0) -> Any:
-        return self._call(
-            "IPAdapterAdvanced",
-            model=model,
-            ipadapter=adapter,
-            image=picture(1),
-            weight=weight,
-            weight_type="linear",
-            combine_embeds="concat",
-            start_at=0.0,
-            end_at=1.0,
-            embeds_scaling="V only",
-            clip_vision=self.clip_vision,
-        )
+        inputs = {
+            **defaults("IPAdapterAdvanced"),
+            "model": model,
+            "ipadapter": adapter,
+            "image": picture(1),
+            "weight": weight,
+            "clip_vision": self.clip_vision,
+        }
+        return self._call("IPAdapterAdvanced", **inputs)
 
     def _call(self, name: str, **inputs: Any) -> Any:
         registered = host_nodes().NODE_CLASS_MAPPINGS

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 from support.help import PAGES, ROOT
+from support.interface import INTERFACE
 from support.official_files import OFFICIAL_FILES
 
 from ipadapter.faces import PACKS
 from ipadapter.presets import ENCODER_SOURCES, OFFICIAL
 
 TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *PAGES.glob("*.md")])
-INTERFACE = json.loads((ROOT / "tests" / "host" / "interface.json").read_text("utf-8"))
 # Names that a user or the pack gives, and what publishers call every file.
 FREE = {"model.safetensors", "pytorch_model.bin"}
 

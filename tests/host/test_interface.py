@@ -7,13 +7,11 @@ difference breaks somebody's file. Inputs of our own are optional and last.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
+from support.interface import INTERFACE
 
-INTERFACE: dict[str, Any] = json.loads((Path(__file__).parent / "interface.json").read_text())
 FACES = ("IPAdapterFaceID", "IPAAdapterFaceIDBatch", "IPAdapterFaceIDKolors")
 # Inputs that only this pack has.
 OURS = {

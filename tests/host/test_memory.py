@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.interface import defaults
 from support.scene import picture
 from support.unets import FULL_SDXL, build_empty_model, random_adapter
 from support.vision import tiny_clip_vision
@@ -47,19 +48,15 @@ def plus_adapter(host: Any) -> Any:
 
 
 def apply(host: Any, model: Any, adapter: Any) -> Any:
-    return host.call(
-        "IPAdapterAdvanced",
-        model=model,
-        ipadapter=adapter,
-        image=picture(1),
-        weight=0.8,
-        weight_type="linear",
-        combine_embeds="concat",
-        start_at=0.0,
-        end_at=1.0,
-        embeds_scaling="V only",
-        clip_vision=tiny_clip_vision(hidden=64),
-    )[0]
+    inputs = {
+        **defaults("IPAdapterAdvanced"),
+        "model": model,
+        "ipadapter": adapter,
+        "image": picture(1),
+        "weight": 0.8,
+        "clip_vision": tiny_clip_vision(hidden=64),
+    }
+    return host.call("IPAdapterAdvanced", **inputs)[0]
 
 
 @pytest.fixture(scope="module")

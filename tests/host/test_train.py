@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from support.host import GraphError
+from support.interface import defaults
 from support.parity import Case, model_output, reference_output
 from support.recipe import official_step
 from support.training import (
@@ -106,16 +107,12 @@ def test_saved_file_gives_the_same_unet_output_here_and_in_diffusers(
         "3": {
             "class_type": "IPAdapterAdvanced",
             "inputs": {
+                **defaults("IPAdapterAdvanced"),
                 "model": ["1", 0],
                 "ipadapter": ["2", 0],
                 "image": ["1", 4],
                 "clip_vision": ["1", 1],
                 "weight": 0.8,
-                "weight_type": "linear",
-                "combine_embeds": "concat",
-                "start_at": 0.0,
-                "end_at": 1.0,
-                "embeds_scaling": "V only",
             },
         },
         "4": capture_node(["3", 0], "patched"),

@@ -5,17 +5,16 @@ Each graph names all required inputs and no more, as older editors exported them
 
 from __future__ import annotations
 
-import json
 import shutil
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from support.server import ROOT, script
+from support.interface import INTERFACE
+from support.server import script
 
 Graph = dict[str, Any]
-KNOWN = json.loads((ROOT / "tests" / "host" / "interface.json").read_text("utf-8"))
 SPAN = {"start_at": 0, "end_at": 1}
 SCALING = {"embeds_scaling": "V only"}
 LINEAR = {"weight": 0.8, "weight_type": "linear"}
@@ -388,15 +387,15 @@ def prepared(server) -> Any:
 
 def test_all_known_nodes_are_used() -> None:
     used = {node["class_type"] for graph in GRAPHS.values() for node in prompt(graph).values()}
-    assert KNOWN.keys() <= used
+    assert INTERFACE.keys() <= used
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_prompts_name_known_inputs_only(name: str) -> None:
     """All that are required, and none of this pack's own."""
     for node in prompt(GRAPHS[name]).values():
-        if node["class_type"] in KNOWN:
-            rows = KNOWN[node["class_type"]]["inputs"]
+        if node["class_type"] in INTERFACE:
+            rows = INTERFACE[node["class_type"]]["inputs"]
             required = {row["name"] for row in rows if not row.get("optional")}
             assert required <= node["inputs"].keys() <= {row["name"] for row in rows}
 

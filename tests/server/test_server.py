@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
+from support.interface import INTERFACE
 from support.server import ROOT, script
 
 
@@ -16,10 +15,9 @@ def nodes_of_the_pack(server) -> dict[str, dict]:
 
 
 def test_every_node_in_the_source_is_served(server):
-    known = json.loads((ROOT / "tests" / "host" / "interface.json").read_text("utf-8"))
     sources = [ROOT / "nodes.py", *(ROOT / "ipadapter" / "nodes").glob("*.py")]
     text = "\n".join(path.read_text("utf-8") for path in sources)
-    declared = {name for name in known if f'"{name}"' in text}
+    declared = {name for name in INTERFACE if f'"{name}"' in text}
     assert {"IPAdapterModelLoader", "IPAdapterAdvanced"} <= declared
     assert declared <= nodes_of_the_pack(server).keys()
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .interface import defaults
 from .unets import Geometry, build_model, build_reference, random_adapter
 from .vision import tiny_clip_vision
 
@@ -36,18 +37,14 @@ class Scene:
 
     def apply(self, model: Any = None, image: Tensor | None = None, **given: Any) -> Any:
         """The MODEL that IPAdapter Advanced makes."""
-        values = {
-            "weight": 1.0,
-            "weight_type": "linear",
-            "combine_embeds": "concat",
-            "start_at": 0.0,
-            "end_at": 1.0,
-            "embeds_scaling": "V only",
+        inputs = {
+            **defaults("IPAdapterAdvanced"),
+            "model": model or self.model,
             "ipadapter": self.adapter,
+            "image": picture(1) if image is None else image,
             "clip_vision": self.clip_vision,
         }
-        picked = {"model": model or self.model, "image": picture(1) if image is None else image}
-        return self.host.call("IPAdapterAdvanced", **{**values, **picked, **given})[0]
+        return self.host.call("IPAdapterAdvanced", **{**inputs, **given})[0]
 
     def sample(self, model: Any = None, batch: int = 1, cfg: float = 4.0, **given: Any) -> Tensor:
         """Latents that KSampler makes, (batch, 4, 16, 16)."""

@@ -13,6 +13,7 @@ from ipadapter.spec import Family
 
 from .adapters import synthetic_adapter
 from .badfiles import FOUR_LAYERS, write_adapter, write_tiny_encoder
+from .interface import defaults
 
 ADAPTERS = ("standard.safetensors", "plus.safetensors")
 TYPES = ("linear", "ease in", "style transfer", "style transfer precise", "composition")
@@ -83,6 +84,12 @@ def graph(settings: Settings, steps: int = 2) -> Graph:
     plain = plain_graph(settings, steps)
     plain["10"]["inputs"]["model"] = ["9", 0]
     side = settings.side
+    given = {
+        **defaults("IPAdapterAdvanced"),
+        "weight": settings.weight,
+        "weight_type": settings.weight_type,
+        "end_at": settings.end_at,
+    }
     return plain | {
         "2": node("IPAdapterModelLoader", ipadapter_file=settings.adapter),
         "3": node("IPAdapterImageEncoderLoader", clip_vision_name="tiny"),
@@ -95,12 +102,7 @@ def graph(settings: Settings, steps: int = 2) -> Graph:
             clip_vision=["3", 0],
             image=["4", 0],
             attn_mask=["5", 0],
-            weight=settings.weight,
-            weight_type=settings.weight_type,
-            combine_embeds="concat",
-            start_at=0.0,
-            end_at=settings.end_at,
-            embeds_scaling="V only",
+            **given,
         ),
     }
 

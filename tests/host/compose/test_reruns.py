@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from support.compose import conditioning, text
+from support.interface import defaults
 from support.neighbours import stack_foreign
 from support.wires import tiny_wires
 from torch import Tensor
@@ -102,19 +103,15 @@ class Graph:
         return ["1", number]
 
     def adapter(self, model: Link, weight: float) -> Link:
-        return self.add(
-            "IPAdapterAdvanced",
-            model=model,
-            ipadapter=self.wire(1),
-            clip_vision=self.wire(2),
-            image=self.wire(3),
-            weight=weight,
-            weight_type="linear",
-            combine_embeds="concat",
-            start_at=0.0,
-            end_at=1.0,
-            embeds_scaling="V only",
-        )
+        inputs = {
+            **defaults("IPAdapterAdvanced"),
+            "model": model,
+            "ipadapter": self.wire(1),
+            "clip_vision": self.wire(2),
+            "image": self.wire(3),
+            "weight": weight,
+        }
+        return self.add("IPAdapterAdvanced", **inputs)
 
     def sample(self, model: Link, name: str) -> None:
         latent = self.add(
