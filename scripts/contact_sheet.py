@@ -123,18 +123,15 @@ def editor_graph() -> Graph:
     graph = Graph("image prompt", EDITOR_NOTE)
     base = Base.of(graph, "", CHECKPOINT, width=SIZE, height=SIZE)
     graph.nodes[base.negative.node - 1].inputs["text"] = ""  # they know no such words
-    patched = graph.add(
-        "IPAdapterAdvanced",
-        model=base.checkpoint["MODEL"],
-        ipadapter=graph.add("IPAdapterModelLoader", ipadapter_file=STANDARD)["IPADAPTER"],
-        image=graph.picture("Image prompt", REFERENCE),
-        clip_vision=graph.add("IPAdapterImageEncoderLoader", clip_vision_name=ENCODER)[
-            "CLIP_VISION"
-        ],
-        weight=0.8,
+    adapter = graph.add("IPAdapterModelLoader", ipadapter_file=STANDARD)
+    image = graph.picture("Image prompt", REFERENCE)
+    encoder = graph.add("IPAdapterImageEncoderLoader", clip_vision_name=ENCODER)
+    base.compare(
+        EDITOR_SAMPLER,
+        ipadapter=adapter["IPADAPTER"],
+        image=image,
+        clip_vision=encoder["CLIP_VISION"],
     )
-    base.save(base.checkpoint, "without the image prompt", **EDITOR_SAMPLER)
-    base.save(patched, "with the image prompt", **EDITOR_SAMPLER)
     return graph
 
 

@@ -16,18 +16,12 @@ __all__ = ["graphs"]
 any names will do, as long as adapter, encoder and checkpoint belong together.""")
 def image_prompt(g: Graph) -> None:
     base = Base.of(g, "a photograph, best quality")
-    patched = g.add(
-        "IPAdapterAdvanced",
-        model=base.checkpoint["MODEL"],
-        ipadapter=g.add("IPAdapterModelLoader", ipadapter_file="ip-adapter_sd15.safetensors")[
-            "IPADAPTER"
-        ],
+    adapter = g.add("IPAdapterModelLoader", ipadapter_file="ip-adapter_sd15.safetensors")
+    base.compare(
+        ipadapter=adapter["IPADAPTER"],
         image=g.picture("Image prompt"),
         clip_vision=g.add("CLIPVisionLoader", clip_name=VIT_H)["CLIP_VISION"],
-        weight=0.8,
     )
-    base.save(base.checkpoint, "without the image prompt")
-    base.save(patched, "with the image prompt")
 
 
 @graph("""The shortest way. *IPAdapter Unified Loader* finds the adapter and its encoder by what is

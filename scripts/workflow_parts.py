@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -117,6 +117,13 @@ class Base:
         self.graph.add(
             "SaveImage", title, images=self.decoded(patched, **sampler), filename_prefix=prefix
         )
+
+    def compare(self, sampler: Mapping[str, Any] | None = None, **inputs: Any) -> None:
+        """Save the same picture without and with an image prompt, whose loaders are given."""
+        model = self.checkpoint["MODEL"]
+        patched = self.graph.add("IPAdapterAdvanced", model=model, weight=0.8, **inputs)
+        self.save(self.checkpoint, "without the image prompt", **(sampler or {}))
+        self.save(patched, "with the image prompt", **(sampler or {}))
 
 
 _BUILDERS: list[tuple[str, str, Callable[[Graph], None]]] = []
