@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +89,7 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory):
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A real ComfyUI in this process with the pack loaded into it: a `support.host.Host`."""
     from support.host import start
 
@@ -97,7 +99,7 @@ def host(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory):
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A real server over HTTP with the pack and the demo's models: a `ComfyServer`."""
     from support.server import running
 

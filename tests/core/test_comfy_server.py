@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.server import ROOT, script
@@ -56,12 +57,12 @@ def goes_silent(port: int) -> bool:
 
 
 @pytest.fixture
-def server(tmp_path):
+def server(tmp_path: Path) -> Any:
     base = comfy_server.make_base(tmp_path / "base", {})
     return comfy_server.ComfyServer(Path(sys.executable), stand_in(tmp_path / "host"), base)
 
 
-def test_server_runs_inside_the_block_only(server):
+def test_server_runs_inside_the_block_only(server: Any) -> None:
     with server:
         assert listens(server.port)
         assert server.get("/system_stats") == {}
@@ -69,14 +70,14 @@ def test_server_runs_inside_the_block_only(server):
     assert server.process is None
 
 
-def test_exception_stops_it_even_if_it_should_stay(server):
+def test_exception_stops_it_even_if_it_should_stay(server: Any) -> None:
     server.keep = True
     with pytest.raises(KeyboardInterrupt), server:
         raise KeyboardInterrupt
     assert goes_silent(server.port)
 
 
-def test_kept_server_stays(server):
+def test_kept_server_stays(server: Any) -> None:
     server.keep = True
     try:
         with server:
@@ -87,7 +88,7 @@ def test_kept_server_stays(server):
     assert goes_silent(server.port)
 
 
-def test_killed_parent_takes_it_along(server):
+def test_killed_parent_takes_it_along(server: Any) -> None:
     arguments = [ROOT / "scripts", server.host, server.base, server.port]
     command = [sys.executable, "-c", START_AND_HANG, *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
@@ -98,20 +99,20 @@ def test_killed_parent_takes_it_along(server):
     assert goes_silent(server.port)
 
 
-def test_server_that_dies_shows_its_last_words(tmp_path):
+def test_server_that_dies_shows_its_last_words(tmp_path: Path) -> None:
     base = comfy_server.make_base(tmp_path / "base", {})
     server = comfy_server.ComfyServer(Path(sys.executable), stand_in(tmp_path / "broken"), base)
     with pytest.raises(comfy_server.ServerError, match="something is missing"), server:
         pass
 
 
-def test_taken_port_is_refused(server):
+def test_taken_port_is_refused(server: Any) -> None:
     refused = pytest.raises(comfy_server.ServerError, match=f"port {server.port} is taken")
     with socket.create_server(("127.0.0.1", server.port)), refused, server:
         pass
 
 
-def test_base_directory_links_pack_and_models(tmp_path):
+def test_base_directory_links_pack_and_models(tmp_path: Path) -> None:
     models = tmp_path / "models"
     models.mkdir()
     base = comfy_server.make_base(tmp_path / "base", {"pack": ROOT}, models)
@@ -120,7 +121,7 @@ def test_base_directory_links_pack_and_models(tmp_path):
     assert (base / "input").is_dir()
 
 
-def test_editor_format_becomes_api_format():
+def test_editor_format_becomes_api_format() -> None:
     info = {
         "Sampler": {
             "input": {

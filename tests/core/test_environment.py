@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from support.server import script
@@ -21,14 +22,14 @@ sys.exit(len(previous.splitlines()) < FAILURES)
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("IMAGE_PROMPT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     return tmp_path / "cache"
 
 
 @pytest.fixture
-def fake_host(tmp_path, monkeypatch):
+def fake_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     host = tmp_path / "ComfyUI"
     host.mkdir()
     for name in ("main.py", "folder_paths.py"):
@@ -42,7 +43,7 @@ def fake_host(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def install(monkeypatch):
+def install(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replaces what downloads; the list it returns tells what was asked for."""
     asked: list[str] = []
 
@@ -68,7 +69,7 @@ def fake_pip(folder: Path, failures: int) -> Path:
     return folder / "pip" / "calls.txt"
 
 
-def test_cache_folder_follows_the_platform(monkeypatch):
+def test_cache_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IMAGE_PROMPT_CACHE", raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/someone")
@@ -80,24 +81,26 @@ def test_cache_folder_follows_the_platform(monkeypatch):
     assert environment.cache_folder() == Path("/local/image-prompt-adapter")
 
 
-def test_host_starts_without_its_media_packages(fake_host):
+def test_host_starts_without_its_media_packages(fake_host: Path) -> None:
     assert environment.host_requirements(fake_host) == ["comfyui-frontend-package==1.0", "einops"]
 
 
-def test_key_follows_the_requirements(fake_host):
+def test_key_follows_the_requirements(fake_host: Path) -> None:
     before = environment.key(fake_host)
     assert before == environment.key(fake_host) != environment.key(None)
     (fake_host / "requirements.txt").write_text("einops\n", "utf-8")
     assert environment.key(fake_host) != before
 
 
-def test_folder_without_comfyui_is_refused(tmp_path, monkeypatch, cache):
+def test_folder_without_comfyui_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     with pytest.raises(environment.SetUpError, match=r"COMFYUI_PATH is .* no main\.py"):
         environment.ensure()
 
 
-def test_environment_is_made_once(cache, fake_host, install):
+def test_environment_is_made_once(cache: Path, fake_host: Path, install: list[str]) -> None:
     first = environment.ensure(tools=True)
     assert first.host == fake_host
     assert {"torch", "einops", "requests", "pytest", "--no-deps"} <= set(install)
@@ -106,7 +109,9 @@ def test_environment_is_made_once(cache, fake_host, install):
     assert install == []
 
 
-def test_tools_are_added_to_an_environment_without_them(cache, fake_host, install):
+def test_tools_are_added_to_an_environment_without_them(
+    cache: Path, fake_host: Path, install: list[str]
+) -> None:
     environment.ensure()
     assert "pytest" not in install
     install.clear()
@@ -114,8 +119,10 @@ def test_tools_are_added_to_an_environment_without_them(cache, fake_host, instal
     assert "pytest" in install and "venv" not in install
 
 
-def test_interrupted_install_is_made_anew(cache, fake_host, install, monkeypatch):
-    def interrupt(python, wanted):
+def test_interrupted_install_is_made_anew(
+    cache: Path, fake_host: Path, install: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(python: Path, wanted: Any) -> NoReturn:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
@@ -126,8 +133,10 @@ def test_interrupted_install_is_made_anew(cache, fake_host, install, monkeypatch
     assert install.count("venv") == 2
 
 
-def test_existing_interpreter_serves_where_an_install_fails(cache, fake_host, install, monkeypatch):
-    def fail(python, wanted):
+def test_existing_interpreter_serves_where_an_install_fails(
+    cache: Path, fake_host: Path, install: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(python: Path, wanted: Any) -> NoReturn:
         raise environment.SetUpError("no network")
 
     monkeypatch.setattr(environment, "_install", fail)
@@ -137,7 +146,9 @@ def test_existing_interpreter_serves_where_an_install_fails(cache, fake_host, in
     assert environment.ensure().python == Path(sys.executable)
 
 
-def test_pip_is_tried_once_more(cache, tmp_path, monkeypatch, capsys):
+def test_pip_is_tried_once_more(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     calls = fake_pip(tmp_path, failures=1)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     environment._pip(Path(sys.executable), ["install", "torch"])
@@ -145,7 +156,9 @@ def test_pip_is_tried_once_more(cache, tmp_path, monkeypatch, capsys):
     assert "downloading torch (530.2 MB)" in capsys.readouterr().out
 
 
-def test_pip_that_fails_twice_is_shown(cache, tmp_path, monkeypatch):
+def test_pip_that_fails_twice_is_shown(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_pip(tmp_path, failures=2)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(environment.SetUpError, match=r"pip install failed(.|\n)*530\.2 MB"):
@@ -161,17 +174,17 @@ def test_pip_that_fails_twice_is_shown(cache, tmp_path, monkeypatch):
         ("Installing collected packages: a, b, c\n", "  installing 3 packages"),
     ],
 )
-def test_progress_shows_large_steps_only(line, shown):
+def test_progress_shows_large_steps_only(line: str, shown: bool) -> None:
     assert environment.progress(line) == shown
 
 
-def test_children_find_the_host(monkeypatch):
+def test_children_find_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "mine")
     variables = environment.Environment(Path("python"), Path("host")).variables()
     assert variables["PYTHONPATH"].split(environment.os.pathsep) == ["host", "mine"]
     assert variables["COMFYUI_PATH"] == "host"
 
 
-def test_exit_code_is_passed_on():
+def test_exit_code_is_passed_on() -> None:
     this = environment.Environment(Path(sys.executable), Path("host"))
     assert this.run(["-c", "raise SystemExit(7)"]) == 7

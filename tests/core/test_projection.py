@@ -39,7 +39,9 @@ TINY = [
 ]
 
 
-def make(family: Family, base: str, tiny: bool = True, **changes: object):
+def make(
+    family: Family, base: str, tiny: bool = True, **changes: object
+) -> tuple[AdapterSpec, dict[str, Tensor], nn.Module]:
     """(spec, image_proj tensors, projector) with seeded random weights."""
     changes.setdefault("layer_widths", (8, 8))
     nested = synthetic_adapter(family, base, tiny, "cpu", **changes)

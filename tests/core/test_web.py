@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support.layouts import SD15, SDXL
 
-from ipadapter.layers import WEIGHT_TYPES, Source, Strengths, WeightType, layer_rules
+from ipadapter.layers import WEIGHT_TYPES, Source, Strengths, UNetLayout, WeightType, layer_rules
 from ipadapter.weights import (
     Method,
     Timing,
@@ -68,7 +68,7 @@ def evaluate(tmp_path: Path, script: str, given: Any) -> Any:
     return json.loads(result.stdout)
 
 
-def test_scripts_pass_their_own_tests():
+def test_scripts_pass_their_own_tests() -> None:
     tests = sorted(str(path) for path in (ROOT / "tests" / "web").glob("*.test.mjs"))
     command = [*node(), "--test", *tests]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -81,7 +81,7 @@ def as_settings(strategy: WeightsStrategy) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("pictures", [0, 1, 2, 3])
-def test_curves_are_those_of_the_node(tmp_path, pictures):
+def test_curves_are_those_of_the_node(tmp_path: Path, pictures: int) -> None:
     strategies = [*STRATEGIES, *EXTRA]
     settings = [as_settings(strategy) for strategy in strategies]
     drawn = evaluate(
@@ -92,7 +92,7 @@ def test_curves_are_those_of_the_node(tmp_path, pictures):
 
 
 @pytest.mark.parametrize(("name", "layout"), [("SDXL", SDXL), ("SD1.5", SD15)])
-def test_weight_types_are_those_of_the_node(tmp_path, name, layout):
+def test_weight_types_are_those_of_the_node(tmp_path: Path, name: str, layout: UNetLayout) -> None:
     script = f'given.map((kind) => layers.sharesOf(kind, layers.LAYOUTS["{name}"]))'
     drawn = evaluate(tmp_path, script, list(WEIGHT_TYPES))
     for kind, shares in zip(WEIGHT_TYPES, drawn, strict=True):
@@ -104,7 +104,7 @@ def test_weight_types_are_those_of_the_node(tmp_path, name, layout):
             assert share.get("swapped", False) == (rule.cond is Source.ZERO), (kind, layer)
 
 
-def test_sides_are_those_of_the_model(tmp_path):
+def test_sides_are_those_of_the_model(tmp_path: Path) -> None:
     for name, layout in {"SDXL": SDXL, "SD1.5": SD15}.items():
         script = f'given.map((index) => layers.sideOf(layers.LAYOUTS["{name}"], index))'
         sides = evaluate(tmp_path / name, script, list(range(layout.transformers)))
@@ -112,7 +112,7 @@ def test_sides_are_those_of_the_model(tmp_path):
             assert sides[layer.transformer] == layer.block.name
 
 
-def test_texts_mean_the_same(tmp_path):
+def test_texts_mean_the_same(tmp_path: Path) -> None:
     script = "given.map((text) => Object.fromEntries(layers.parse(text).weights))"
     read = evaluate(tmp_path, script, TEXTS)
     for text, weights in zip(TEXTS, read, strict=True):
@@ -121,7 +121,7 @@ def test_texts_mean_the_same(tmp_path):
         )
 
 
-def test_bad_texts_are_refused_by_both(tmp_path):
+def test_bad_texts_are_refused_by_both(tmp_path: Path) -> None:
     read = evaluate(tmp_path, "given.map((text) => layers.parse(text).errors.length)", BAD_TEXTS)
     assert read == [1] * len(BAD_TEXTS)
     for text in BAD_TEXTS:
@@ -129,14 +129,14 @@ def test_bad_texts_are_refused_by_both(tmp_path):
             parse_layer_weights(text, 11)
 
 
-def test_weights_are_read_alike(tmp_path):
+def test_weights_are_read_alike(tmp_path: Path) -> None:
     texts = ["1.0, 0.0", "1;.5\n0.25", "", " 1e-1 ,,"]
     read = evaluate(tmp_path, "given.map(curves.parseWeights)", texts)
     assert [tuple(weights) for weights in read] == [parse_weights(text) for text in texts]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_stay_on_this_machine(path):
+def test_scripts_stay_on_this_machine(path: Path) -> None:
     """No script asks the network, and each imports its neighbours and the page's app only."""
     text = path.read_text("utf-8")
     text = text.replace("http://www.w3.org/2000/svg", "")

@@ -69,7 +69,9 @@ def seen(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, ..
     module = scene.host.module("ipadapter.patch")
     real, calls = module.add_image_attention, []
 
-    def spy(base: Tensor, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any):
+    def spy(
+        base: Tensor, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any
+    ) -> Tensor:
         result = real(base, query, key, value, *args, **kw)
         calls.append((result, query, key, value))
         return result

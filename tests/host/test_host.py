@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 
-def test_pack_registers_its_nodes(host):
+def test_pack_registers_its_nodes(host: Any) -> None:
     assert {"IPAdapterModelLoader", "IPAdapterAdvanced"} <= host.node_ids
 
 
-def test_base_directory_is_isolated(host):
+def test_base_directory_is_isolated(host: Any) -> None:
     import folder_paths
 
     assert folder_paths.base_path == str(host.base)
     assert host.models("checkpoints").is_relative_to(host.base)
 
 
-def test_runs_a_graph_of_core_nodes(host):
+def test_runs_a_graph_of_core_nodes(host: Any) -> None:
     outputs = host.run(
         {
             "1": {
@@ -33,7 +35,7 @@ def test_runs_a_graph_of_core_nodes(host):
     assert (host.base / "output" / saved["filename"]).is_file()
 
 
-def test_node_errors_are_raised_with_their_message(host):
+def test_node_errors_are_raised_with_their_message(host: Any) -> None:
     from support.host import GraphError
 
     graph = {
@@ -47,12 +49,12 @@ def test_node_errors_are_raised_with_their_message(host):
         host.run(graph)
 
 
-def test_calls_one_node(host):
+def test_calls_one_node(host: Any) -> None:
     (image,) = host.call("EmptyImage", width=4, height=4, batch_size=2, color=0)
     assert image.shape == (2, 4, 4, 3)
 
 
-def test_the_hosts_own_server_modules_can_be_imported(host):
+def test_the_hosts_own_server_modules_can_be_imported(host: Any) -> None:
     import server
     from utils.install_util import get_missing_requirements_message
 

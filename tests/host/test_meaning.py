@@ -63,20 +63,20 @@ def runs(host: Any) -> Runs:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_colours_follow_the_reference(runs: Runs, family: str):
+def test_colours_follow_the_reference(runs: Runs, family: str) -> None:
     found, without = figures(runs.demo, runs.image_only(family)), figures(runs.demo, runs.nothing)
     assert found["background"] < 0.2 and found["background"] < 0.4 * without["background"]
     assert found["object"] < 0.3 and found["object"] < 0.5 * without["object"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shuffled_keys_and_values_follow_nothing(runs: Runs, family: str):
+def test_shuffled_keys_and_values_follow_nothing(runs: Runs, family: str) -> None:
     found, without = figures(runs.demo, runs.shuffled(family)), figures(runs.demo, runs.nothing)
     assert found["background"] > 0.35 and found["background"] > 0.9 * without["background"]
     assert found["object"] > 0.6 and found["object"] > 0.9 * without["object"]
 
 
-def test_text_and_image_both_steer(runs: Runs):
+def test_text_and_image_both_steer(runs: Runs) -> None:
     demo, to = runs.demo, runs.demo.references.movedim(-1, 1)
     caption = "a blue star on a green background"
     text, image = demo.sample(caption=caption), runs.image_only("standard", 0.8)
@@ -92,7 +92,7 @@ def apart(one: Tensor, two: Tensor) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_weight_moves_the_output_steadily(runs: Runs, family: str):
+def test_weight_moves_the_output_steadily(runs: Runs, family: str) -> None:
     to = runs.demo.references.movedim(-1, 1)
     made = [runs.nothing, runs.image_only(family, 0.4), runs.image_only(family)]
     distances = [runs.demo.background_distance(images, to) for images in made]
@@ -100,11 +100,11 @@ def test_weight_moves_the_output_steadily(runs: Runs, family: str):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_weight_zero_is_the_plain_model_bit_for_bit(runs: Runs, family: str):
+def test_weight_zero_is_the_plain_model_bit_for_bit(runs: Runs, family: str) -> None:
     assert torch.equal(runs.image_only(family, 0.0), runs.nothing)
 
 
-def test_mask_confines_the_effect(runs: Runs):
+def test_mask_confines_the_effect(runs: Runs) -> None:
     demo, half = runs.demo, torch.zeros(1, 128, 128)
     half[:, :, :64] = 1.0
     masked = demo.sample(demo.applied(demo.adapter("standard"), attn_mask=half))
@@ -114,7 +114,7 @@ def test_mask_confines_the_effect(runs: Runs):
     assert inside < 0.85 * outside
 
 
-def test_the_map_of_a_masked_prompt_lies_where_the_mask_is(runs: Runs):
+def test_the_map_of_a_masked_prompt_lies_where_the_mask_is(runs: Runs) -> None:
     demo, half = runs.demo, torch.zeros(1, 128, 128)
     half[:, :, :64] = 1.0
     masked = demo.applied(demo.adapter("standard"), demo.references[:1], attn_mask=half)
@@ -133,7 +133,7 @@ def edge_distance(images: Tensor, to: Tensor, columns: slice) -> float:
     return float((images - to)[..., columns].mean((2, 3)).abs().mean() * 2)
 
 
-def test_negative_image_moves_away(runs: Runs):
+def test_negative_image_moves_away(runs: Runs) -> None:
     demo = runs.demo
     adapter, caption = demo.adapter("standard"), "a red circle"
     yellow = demo.references[:1] * 0 + torch.tensor((0.98, 0.90, 0.18))

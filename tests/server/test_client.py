@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -36,25 +38,37 @@ def client() -> ModuleType:
 
 
 @pytest.fixture
-def reference(tmp_path):
+def reference(tmp_path: Path) -> Path:
     path = tmp_path / "my reference é.png"
     noise = Image.frombytes("RGB", (96, 64), os.urandom(96 * 64 * 3))
     noise.save(path)
     return path
 
 
-def copy_of(graph):
+def copy_of(graph: dict[str, Any]) -> dict[str, Any]:
     return {key: {**node, "inputs": dict(node["inputs"])} for key, node in graph.items()}
 
 
-def test_client_saves_pictures(server, client, reference, tmp_path, capsys):
+def test_client_saves_pictures(
+    server: Any,
+    client: ModuleType,
+    reference: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (path,) = asyncio.run(client.run(copy_of(SCALE), reference, tmp_path, server.url))
     with Image.open(path) as picture:
         assert picture.size == (224, 224)
     assert "PrepImageForClipVision" in capsys.readouterr().out
 
 
-def test_client_follows_sampling(server, client, reference, tmp_path, capsys):
+def test_client_follows_sampling(
+    server: Any,
+    client: ModuleType,
+    reference: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     path = ROOT / "workflows" / "image_prompt.json"
     comfy_server, models = script("comfy_server"), script("random_models")
     graph = comfy_server.to_api(
@@ -65,14 +79,18 @@ def test_client_follows_sampling(server, client, reference, tmp_path, capsys):
     assert "8 of 8" in capsys.readouterr().out
 
 
-def test_client_names_the_input_that_is_wrong(server, client, reference, tmp_path):
+def test_client_names_the_input_that_is_wrong(
+    server: Any, client: ModuleType, reference: Path, tmp_path: Path
+) -> None:
     graph = copy_of(SCALE)
     graph["2"]["inputs"]["sharpening"] = 7
     with pytest.raises(RuntimeError, match="value_bigger_than_max"):
         asyncio.run(client.run(graph, reference, tmp_path, server.url))
 
 
-def test_client_says_why_a_node_failed(server, client, reference, tmp_path):
+def test_client_says_why_a_node_failed(
+    server: Any, client: ModuleType, reference: Path, tmp_path: Path
+) -> None:
     graph = copy_of(SCALE)
     graph["2"]["inputs"]["crop_position"] = "sideways"
     with pytest.raises(RuntimeError, match="crop_position"):

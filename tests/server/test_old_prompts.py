@@ -373,7 +373,7 @@ def prompt(described: Graph) -> Graph:
 
 
 @pytest.fixture(scope="module")
-def prepared(server) -> Any:
+def prepared(server: Any) -> Any:
     """The server with the pictures, face models and files that the prompts name."""
     script("workflows").write_pictures(server.base / "input")
     script("workflows").write_face_models(server.base / "models")
@@ -401,7 +401,7 @@ def test_prompts_name_known_inputs_only(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_prompt_succeeds(prepared, name: str) -> None:
+def test_prompt_succeeds(prepared: Any, name: str) -> None:
     entry = prepared.wait(prepared.queue(prompt(GRAPHS[name])))
     assert script("comfy_server").error_of(entry) is None
     assert len(entry["outputs"]["preview"]["images"]) == 2

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from support.interface import INTERFACE
 from support.server import ROOT, script
 
 
-def nodes_of_the_pack(server) -> dict[str, dict]:
+def nodes_of_the_pack(server: Any) -> dict[str, dict]:
     """What the server says of each node that this pack registered."""
     module = f"custom_nodes.{script('environment').NAME}"
     served = server.get("/object_info").items()
     return {name: info for name, info in served if info["python_module"] == module}
 
 
-def test_every_node_in_the_source_is_served(server):
+def test_every_node_in_the_source_is_served(server: Any) -> None:
     sources = [ROOT / "nodes.py", *(ROOT / "ipadapter" / "nodes").glob("*.py")]
     text = "\n".join(path.read_text("utf-8") for path in sources)
     declared = {name for name in INTERFACE if f'"{name}"' in text}
@@ -22,18 +24,18 @@ def test_every_node_in_the_source_is_served(server):
     assert declared <= nodes_of_the_pack(server).keys()
 
 
-def test_nothing_fails_to_import(server):
+def test_nothing_fails_to_import(server: Any) -> None:
     assert "IMPORT FAILED" not in server.log.read_text("utf-8", "replace")
 
 
-def test_every_node_is_described(server):
+def test_every_node_is_described(server: Any) -> None:
     for name, info in nodes_of_the_pack(server).items():
         assert info["display_name"], name
         assert info["category"].startswith("ipadapter"), name
         assert len(info["output_name"]) == len(info["output"]), name
 
 
-def test_bad_file_is_explained_through_history(server):
+def test_bad_file_is_explained_through_history(server: Any) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 44642768\n"
     (server.base / "models" / "ipadapter" / "pointer.safetensors").write_text(pointer, "utf-8")
     loader = {"ipadapter_file": "pointer.safetensors"}
@@ -47,7 +49,7 @@ def test_bad_file_is_explained_through_history(server):
     assert "LFS" in error
 
 
-def test_refused_graph_says_why(server):
+def test_refused_graph_says_why(server: Any) -> None:
     graph = {"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}}}
     with pytest.raises(script("comfy_server").ServerError, match="SaveImage.*images"):
         server.queue(graph)

@@ -22,7 +22,7 @@ def read(name: str, folder: str = ".") -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def finished(server) -> dict[str, dict[str, Any]]:
+def finished(server: Any) -> dict[str, dict[str, Any]]:
     """History entries of the workflows that have run."""
     script("workflows").write_pictures(server.base / "input")
     script("workflows").write_face_models(server.base / "models")
@@ -30,12 +30,12 @@ def finished(server) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def info(server) -> dict[str, Any]:
+def info(server: Any) -> dict[str, Any]:
     """What the server says of its nodes."""
     return server.get("/object_info")
 
 
-def run(server, finished: dict[str, Any], name: str) -> dict[str, Any]:
+def run(server: Any, finished: dict[str, Any], name: str) -> dict[str, Any]:
     """Run a workflow's twin once, and first the one whose file it loads."""
     if name in NEEDS:
         run(server, finished, NEEDS[name])
@@ -54,7 +54,7 @@ def test_there_is_one_for_every_capability() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_runs(server, finished, name: str) -> None:
+def test_runs(server: Any, finished: Any, name: str) -> None:
     entry = run(server, finished, name)
     assert script("comfy_server").error_of(entry) is None
     assert entry["status"]["status_str"] == "success"
@@ -68,13 +68,13 @@ def test_runs(server, finished, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_twin_is_the_same_graph(info, name: str) -> None:
+def test_twin_is_the_same_graph(info: Any, name: str) -> None:
     graph = script("comfy_server").to_api(read(name), info)
     assert script("workflows").demo_twin(graph) == read(name, "api")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_written_from_its_description(info, name: str) -> None:
+def test_written_from_its_description(info: Any, name: str) -> None:
     """`scripts/workflows.py` has been run since the descriptions changed."""
     described = {graph.name: graph for graph in script("workflow_graphs").graphs()}
     editor = script("workflows").editor_format(described[name], info)

@@ -72,7 +72,9 @@ ENCODER_FILES = {
 }
 
 
-def lora_shapes(context: int, width: int = 320, rank: int = 128, feed_forward: bool = False):
+def lora_shapes(
+    context: int, width: int = 320, rank: int = 128, feed_forward: bool = False
+) -> Shapes:
     """The keys of a LoRA on a block's attention, as FaceID's LoRAs have them for every block."""
     block = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_"
     shapes: Shapes = {}

@@ -193,7 +193,9 @@ def foreign_chain(host: Any, scene: Scene) -> Scene:
     for block in BLOCKS:
         before = slots.get(block)
 
-        def chained(query: Tensor, key: Tensor, value: Tensor, extra: Any, before=before) -> Tensor:
+        def chained(
+            query: Tensor, key: Tensor, value: Tensor, extra: Any, before: Any = before
+        ) -> Tensor:
             base = before or plain_attention
             return base(query, key, value, extra) + foreign_delta(query, query)
 

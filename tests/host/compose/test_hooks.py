@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.compose import (
+    Pack,
     Prompt,
     Scene,
     conditioning,
@@ -49,12 +50,14 @@ def keyframes(host: Any, hooks: Any, *frames: tuple[float, float]) -> Any:
     return host.call("SetHookKeyframes", hooks=hooks, hook_kf=made)[0]
 
 
-def test_on_both_prompts_it_acts_as_on_the_model(host, scene, pack):
+def test_on_both_prompts_it_acts_as_on_the_model(host: Any, scene: Scene, pack: Pack) -> None:
     one = hooked_pair(host, scene, pack.hooks(scene.model, Prompt()))
     assert difference(sample(one), sample(scene, pack.apply(scene.model, Prompt()))) < TOLERANCE
 
 
-def test_on_the_positive_alone_the_negative_is_untouched(host, scene, pack):
+def test_on_the_positive_alone_the_negative_is_untouched(
+    host: Any, scene: Scene, pack: Pack
+) -> None:
     one = scene.but(positive=hooked(host, scene.positive, pack.hooks(scene.model, Prompt())))
     expected = with_reference(scene, naive_adapter(scene, Prompt(), only=text(1)))
     assert difference(sample(one), expected) < TOLERANCE
@@ -69,7 +72,7 @@ def two_prompts(host: Any, scene: Scene, pack: Any, images: tuple[Prompt, Prompt
     return scene.but(positive=parts[0] + parts[1])
 
 
-def test_two_prompts_with_two_images(host, scene, pack):
+def test_two_prompts_with_two_images(host: Any, scene: Scene, pack: Pack) -> None:
     images = Prompt(3), Prompt(4)
     both = two_prompts(host, scene, pack, images)
     reference = scene.but(positive=conditioning(text(1)) + conditioning(text(6)))
@@ -80,7 +83,7 @@ def test_two_prompts_with_two_images(host, scene, pack):
     assert difference(sample(both), with_reference(reference, *adapters)) < TOLERANCE
 
 
-def test_two_prompts_equal_two_runs_of_each(host, scene, pack):
+def test_two_prompts_equal_two_runs_of_each(host: Any, scene: Scene, pack: Pack) -> None:
     """One step at CFG 1 is linear in the prompts: the pair is the mean of two runs, each with its
     image on the MODEL."""
     scene, images = scene.but(steps=1, cfg=1.0), (Prompt(3), Prompt(4))
@@ -92,7 +95,7 @@ def test_two_prompts_equal_two_runs_of_each(host, scene, pack):
     assert difference(both, sum(runs) / 2) < TOLERANCE
 
 
-def test_keyframes_scale_it_and_0_is_exactly_nothing(host, scene, pack):
+def test_keyframes_scale_it_and_0_is_exactly_nothing(host: Any, scene: Scene, pack: Pack) -> None:
     scene = scene.but(steps=4, cfg=1.0)
     frames = (0.0, 1.0), (0.4, 0.5), (0.7, 0.0)
     hooks = keyframes(host, pack.hooks(scene.model, Prompt()), *frames)
@@ -107,7 +110,7 @@ def test_keyframes_scale_it_and_0_is_exactly_nothing(host, scene, pack):
     assert difference(sample(one), expected) < TOLERANCE
 
 
-def test_strength_0_is_the_untouched_model_bit_for_bit(host, scene, pack):
+def test_strength_0_is_the_untouched_model_bit_for_bit(host: Any, scene: Scene, pack: Pack) -> None:
     hooks = keyframes(host, pack.hooks(scene.model, Prompt()), (0.0, 0.0))
     assert torch.equal(
         sample(scene.but(positive=hooked(host, scene.positive, hooks)).but(cfg=1.0)),
@@ -115,7 +118,7 @@ def test_strength_0_is_the_untouched_model_bit_for_bit(host, scene, pack):
     )
 
 
-def test_keyframes_leave_the_given_hooks_alone(host, scene, pack):
+def test_keyframes_leave_the_given_hooks_alone(host: Any, scene: Scene, pack: Pack) -> None:
     hooks = pack.hooks(scene.model, Prompt())
     keyframes(host, hooks, (0.0, 0.0))
     acts = sample(scene.but(positive=hooked(host, scene.positive, hooks)))
@@ -123,13 +126,13 @@ def test_keyframes_leave_the_given_hooks_alone(host, scene, pack):
 
 
 @pytest.mark.parametrize("change", [area_conds, mask_conds, control_net, lora, foreign_function])
-def test_beside_other_nodes(host, scene, pack, change):
+def test_beside_other_nodes(host: Any, scene: Scene, pack: Pack, change: Any) -> None:
     scene = change(host, scene).but(batch=2)
     one = hooked_pair(host, scene, pack.hooks(scene.model, Prompt()))
     assert difference(sample(one), with_reference(scene, Prompt())) < TOLERANCE
 
 
-def test_beside_an_adapter_on_the_model(host, scene, pack):
+def test_beside_an_adapter_on_the_model(host: Any, scene: Scene, pack: Pack) -> None:
     patched = scene.but(model=pack.apply(scene.model, Prompt(4, weights=(0.5,))))
     one = patched.but(positive=hooked(host, scene.positive, pack.hooks(scene.model, Prompt(3))))
     adapters = (
@@ -139,7 +142,7 @@ def test_beside_an_adapter_on_the_model(host, scene, pack):
     assert difference(sample(one), with_reference(scene, *adapters)) < TOLERANCE
 
 
-def test_two_hooks_on_one_prompt_add_up(host, scene, pack):
+def test_two_hooks_on_one_prompt_add_up(host: Any, scene: Scene, pack: Pack) -> None:
     first = pack.hooks(scene.model, Prompt(3))
     both = pack.hooks(scene.model, Prompt(4), before=first)
     one = hooked_pair(host, scene, both)
@@ -147,13 +150,13 @@ def test_two_hooks_on_one_prompt_add_up(host, scene, pack):
     assert len(first) == 1
 
 
-def test_a_run_with_hooks_leaves_the_model_alone(host, scene, pack):
+def test_a_run_with_hooks_leaves_the_model_alone(host: Any, scene: Scene, pack: Pack) -> None:
     bare = sample(scene)
     sample(hooked_pair(host, scene, pack.hooks(scene.model, Prompt())))
     assert torch.equal(sample(scene), bare)
 
 
-def test_of_another_model_it_says_so(host, scene, pack):
+def test_of_another_model_it_says_so(host: Any, scene: Scene, pack: Pack) -> None:
     hooks = pack.hooks(scene.model, Prompt())
     options = {"patches_replace": {}}
     layer = next(iter(hooks.hooks[0].injections))
@@ -166,7 +169,7 @@ def test_of_another_model_it_says_so(host, scene, pack):
         patch(query, query, query, {"n_heads": 2})
 
 
-def test_the_node_makes_hooks(host):
+def test_the_node_makes_hooks(host: Any) -> None:
     wires = tiny_wires(host)
     (hooks,) = host.call(
         "IPAdapterHook",

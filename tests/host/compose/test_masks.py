@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from support.compose import Prompt, conditioning, difference, sample, text, with_reference
+from support.compose import (
+    Pack,
+    Prompt,
+    Scene,
+    conditioning,
+    difference,
+    sample,
+    text,
+    with_reference,
+)
 from support.neighbours import AREA, area_conds, mask_conds, node, tiled
 from torch import Tensor
 
@@ -44,7 +53,9 @@ def quick_unet(scene: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return copy.deepcopy(scene.model.model.diffusion_model)
 
 
-def test_the_grid_is_the_blocks_own_at_60_sizes(scene, pack, quick_unet, monkeypatch):
+def test_the_grid_is_the_blocks_own_at_60_sizes(
+    scene: Scene, pack: Pack, quick_unet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     patch = pack.module("patch")
     block_grid = patch.block_grid
     found: list[tuple[int, int]] = []
@@ -71,7 +82,9 @@ def test_the_grid_is_the_blocks_own_at_60_sizes(scene, pack, quick_unet, monkeyp
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 40), (11, 19)])
-def test_all_ones_is_no_mask_and_all_zeros_no_adapter(scene, pack, height, width):
+def test_all_ones_is_no_mask_and_all_zeros_no_adapter(
+    scene: Scene, pack: Pack, height: int, width: int
+) -> None:
     scene = scene.but(height=height, width=width)
     none = sample(scene, pack.apply(scene.model, Prompt()))
     ones = sample(scene, pack.apply(scene.model, Prompt(mask=torch.ones(1, 64, 64))))
@@ -81,7 +94,9 @@ def test_all_ones_is_no_mask_and_all_zeros_no_adapter(scene, pack, height, width
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (11, 19)])
-def test_complements_of_equal_adapters_make_one_whole(scene, pack, height, width):
+def test_complements_of_equal_adapters_make_one_whole(
+    scene: Scene, pack: Pack, height: int, width: int
+) -> None:
     scene, mask = scene.but(height=height, width=width), soft()
     parts = pack.apply(scene.model, Prompt(mask=mask), Prompt(mask=1 - mask))
     whole = pack.apply(scene.model, Prompt())
@@ -89,7 +104,7 @@ def test_complements_of_equal_adapters_make_one_whole(scene, pack, height, width
 
 
 @pytest.mark.parametrize("masks", [1, 2, 3, 4])
-def test_mask_i_belongs_to_latent_i(scene, pack, masks):
+def test_mask_i_belongs_to_latent_i(scene: Scene, pack: Pack, masks: int) -> None:
     scene, prompt = scene.but(batch=3), Prompt(items=3, mask=soft(masks=masks))
     got = sample(scene, pack.apply(scene.model, prompt))
     assert difference(got, with_reference(scene, prompt)) < TOLERANCE
@@ -103,14 +118,18 @@ def test_mask_i_belongs_to_latent_i(scene, pack, masks):
         node("TomePatchModel", ratio=0.3),
     ],
 )
-def test_beside_nodes_that_change_the_picture_inside(host, scene, pack, change):
+def test_beside_nodes_that_change_the_picture_inside(
+    host: Any, scene: Scene, pack: Pack, change: Any
+) -> None:
     scene, prompt = change(host, scene), Prompt(mask=soft())
     got = sample(scene, pack.apply(scene.model, prompt))
     assert difference(got, with_reference(scene, prompt)) < TOLERANCE
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_an_area_cond_shows_its_part_of_the_mask(host, scene, pack, batch, caplog):
+def test_an_area_cond_shows_its_part_of_the_mask(
+    host: Any, scene: Scene, pack: Pack, batch: int, caplog: pytest.LogCaptureFixture
+) -> None:
     scene = area_conds(host, scene).but(batch=batch)
     prompt = Prompt(mask=soft(masks=batch))
     with caplog.at_level(logging.WARNING, "ipadapter"):
@@ -121,7 +140,7 @@ def test_an_area_cond_shows_its_part_of_the_mask(host, scene, pack, batch, caplo
     assert not caplog.records
 
 
-def test_area_conds_of_one_size_keep_their_places(host, scene, pack):
+def test_area_conds_of_one_size_keep_their_places(host: Any, scene: Scene, pack: Pack) -> None:
     """The host puts crops of the same size into one batch, wherever they lie."""
     scene = area_conds(host, area_conds(host, scene), (8, 12, 0, 0), seed=7).but(cfg=1.0)
     prompt, places = Prompt(mask=soft()), [(text(6), AREA), (text(7), (8, 12, 0, 0))]
@@ -129,14 +148,18 @@ def test_area_conds_of_one_size_keep_their_places(host, scene, pack):
     assert difference(got, with_reference(scene, prompt, areas=places)) < TOLERANCE
 
 
-def test_an_area_over_the_edge_is_cut_as_the_host_cuts_it(host, scene, pack):
+def test_an_area_over_the_edge_is_cut_as_the_host_cuts_it(
+    host: Any, scene: Scene, pack: Pack
+) -> None:
     scene = area_conds(host, scene, (8, 12, 12, 8)).but(cfg=1.0)
     prompt, shown = Prompt(mask=soft()), (4, 8, 12, 8)
     got = sample(scene, pack.apply(scene.model, prompt))
     assert difference(got, with_reference(scene, prompt, areas=[(None, shown)])) < TOLERANCE
 
 
-def test_tiles_that_name_no_place_are_reported_once(host, scene, pack, caplog):
+def test_tiles_that_name_no_place_are_reported_once(
+    host: Any, scene: Scene, pack: Pack, caplog: pytest.LogCaptureFixture
+) -> None:
     scene = tiled(host, scene)
     with caplog.at_level(logging.WARNING, "ipadapter"):
         sample(scene, pack.apply(scene.model, Prompt(mask=soft()), Prompt(4, mask=soft(1))))
@@ -144,14 +167,16 @@ def test_tiles_that_name_no_place_are_reported_once(host, scene, pack, caplog):
     assert "does not say where" in record.getMessage()
 
 
-def test_no_mask_no_warning(host, scene, pack, caplog):
+def test_no_mask_no_warning(
+    host: Any, scene: Scene, pack: Pack, caplog: pytest.LogCaptureFixture
+) -> None:
     scene = tiled(host, scene)
     with caplog.at_level(logging.WARNING, "ipadapter"):
         sample(scene, pack.apply(scene.model, Prompt()))
     assert not caplog.records
 
 
-def test_a_mask_of_any_size_and_shape_is_taken(scene, pack):
+def test_a_mask_of_any_size_and_shape_is_taken(scene: Scene, pack: Pack) -> None:
     mask = soft()
     plain = sample(scene, pack.apply(scene.model, Prompt(mask=mask)))
     for same in (mask[0], mask[:, None], mask[..., None]):

@@ -6,7 +6,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.compose import Prompt, Scene, conditioning, difference, sample, text, with_reference
+from support.compose import (
+    Pack,
+    Prompt,
+    Scene,
+    conditioning,
+    difference,
+    sample,
+    text,
+    with_reference,
+)
 from support.neighbours import (
     Change,
     area_conds,
@@ -103,7 +112,9 @@ SCENE_CHANGES: dict[str, Change] = {
 
 @pytest.mark.parametrize("order", ["adapter first", "adapter last"])
 @pytest.mark.parametrize("name", MODEL_CHANGES)
-def test_beside_another_model_patch(host, scene, pack, name, order):
+def test_beside_another_model_patch(
+    host: Any, scene: Scene, pack: Pack, name: str, order: Any
+) -> None:
     change, prompt = MODEL_CHANGES[name], Prompt()
     other = change(host, scene)
     if order == "adapter first":
@@ -114,7 +125,7 @@ def test_beside_another_model_patch(host, scene, pack, name, order):
 
 
 @pytest.mark.parametrize("name", SCENE_CHANGES)
-def test_beside_other_conditioning(host, scene, pack, name):
+def test_beside_other_conditioning(host: Any, scene: Scene, pack: Pack, name: str) -> None:
     scene, prompt = SCENE_CHANGES[name](host, scene), Prompt()
     expected = with_reference(scene, prompt)
     assert difference(sample(scene, pack.apply(scene.model, prompt)), expected) < TOLERANCE

@@ -48,31 +48,31 @@ FAMILIES = ["Plus", "standard"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_lies_outside_has_no_influence(tokens, family):
+def test_what_lies_outside_has_no_influence(tokens: Any, family: Any) -> None:
     first, other = (tokens(family, pictures(seed), LEFT) for seed in (2, 3))
     assert torch.equal(first, other)
     assert not torch.equal(tokens(family, pictures(2), None), tokens(family, pictures(3), None))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_lies_inside_is_read(tokens, family):
+def test_what_lies_inside_is_read(tokens: Any, family: Any) -> None:
     inside = 1 - LEFT
     first, other = (tokens(family, pictures(seed), inside) for seed in (2, 3))
     assert not torch.allclose(first, other)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_white_mask_changes_nothing(tokens, family):
+def test_a_white_mask_changes_nothing(tokens: Any, family: Any) -> None:
     white = tokens(family, pictures(2), torch.ones(1, 32, 32))
     assert torch.allclose(white, tokens(family, pictures(2), None), atol=1e-4)
 
 
-def test_a_black_mask_is_refused(tokens):
+def test_a_black_mask_is_refused(tokens: Any) -> None:
     with pytest.raises(ValueError, match="leaves nothing"):
         tokens("Plus", pictures(2), torch.zeros(1, 32, 32))
 
 
-def test_several_pictures_have_their_own_masks(tokens):
+def test_several_pictures_have_their_own_masks(tokens: Any) -> None:
     """Two masks for two pictures: the joined prompt holds what each alone would."""
     both = torch.cat([pictures(2), pictures(3)])
     masks = torch.cat([LEFT, 1 - LEFT])
@@ -81,7 +81,9 @@ def test_several_pictures_have_their_own_masks(tokens):
     assert torch.allclose(joined, torch.cat(alone, dim=1), atol=1e-5)
 
 
-def test_dropping_patches_alone_would_leak(host, tokens, capsys):
+def test_dropping_patches_alone_would_leak(
+    host: Any, tokens: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The encoder's self-attention carries every patch into every other, so the outside is blanked
     out before encoding too. Measured on a random encoder: the change of the tokens when the
     outside changes, relative to the change without any mask."""

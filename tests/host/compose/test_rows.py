@@ -6,28 +6,30 @@ from typing import Any
 
 import pytest
 import torch
-from support.compose import Prompt, difference, sample, seeded, with_reference
+from support.compose import Pack, Prompt, Scene, difference, sample, seeded, with_reference
 from support.neighbours import area_conds, context_windows, foreign_add, lora, node, tiled
 
 TOLERANCE = 1e-5
 
 
-def equals(scene, pack, *prompts: Prompt, **known: Any) -> bool:
+def equals(scene: Scene, pack: Pack, *prompts: Prompt, **known: Any) -> bool:
     got = sample(scene, pack.apply(scene.model, *prompts))
     return difference(got, with_reference(scene, *prompts, **known)) < TOLERANCE
 
 
-def test_two_adapters_add_up(scene, pack):
+def test_two_adapters_add_up(scene: Scene, pack: Pack) -> None:
     assert equals(scene, pack, Prompt(3), Prompt(4, weights=(0.5,)))
 
 
-def test_their_order_does_not_matter(scene, pack):
+def test_their_order_does_not_matter(scene: Scene, pack: Pack) -> None:
     one, other = Prompt(3), Prompt(4, weights=(0.5,))
     first = sample(scene, pack.apply(scene.model, one, other))
     assert difference(sample(scene, pack.apply(scene.model, other, one)), first) < TOLERANCE
 
 
-def test_low_memory_evaluates_conds_one_by_one(host, scene, pack, monkeypatch):
+def test_low_memory_evaluates_conds_one_by_one(
+    host: Any, scene: Scene, pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import comfy.model_management
 
     scene = area_conds(host, scene).but(batch=2)
@@ -43,24 +45,28 @@ def test_low_memory_evaluates_conds_one_by_one(host, scene, pack, monkeypatch):
     [(3, (0.8,)), (3, (0.2, 1.0, 0.0)), (1, (0.2, 1.0, 0.0)), (2, (0.8,)), (5, (0.8,))],
     ids=["images", "images and weights", "weights", "fewer images", "more images"],
 )
-def test_image_i_belongs_to_latent_i(scene, pack, items, weights):
+def test_image_i_belongs_to_latent_i(
+    scene: Scene, pack: Pack, items: int, weights: tuple[float, ...]
+) -> None:
     assert equals(scene.but(batch=3), pack, Prompt(items=items, weights=weights))
 
 
 @pytest.mark.parametrize(("items", "weights"), [(2, (0.2, 0.9, 0.5)), (3, (0.2, 0.9))])
-def test_the_last_of_the_fewer_serves_the_rest(scene, pack, items, weights):
+def test_the_last_of_the_fewer_serves_the_rest(
+    scene: Scene, pack: Pack, items: int, weights: tuple[float, ...]
+) -> None:
     assert equals(scene.but(batch=3), pack, Prompt(items=items, weights=weights))
 
 
-def test_latents_of_tiles_keep_their_images(host, scene, pack):
+def test_latents_of_tiles_keep_their_images(host: Any, scene: Scene, pack: Pack) -> None:
     assert equals(tiled(host, scene.but(batch=3)), pack, Prompt(items=3))
 
 
-def test_windows_take_their_own_images(host, scene, pack):
+def test_windows_take_their_own_images(host: Any, scene: Scene, pack: Pack) -> None:
     assert equals(context_windows(host, scene), pack, Prompt(items=6, weights=(0.1, 0.9, 0.4)))
 
 
-def test_windows_of_other_packs_name_their_latents(scene, pack):
+def test_windows_of_other_packs_name_their_latents(scene: Scene, pack: Pack) -> None:
     """AnimateDiff-Evolved gives the model some latents at a time, and says which in `ad_params`."""
     prompt = Prompt(items=4)
 
@@ -95,28 +101,28 @@ def test_windows_of_other_packs_name_their_latents(scene, pack):
 
 
 @pytest.mark.parametrize(("start_at", "end_at"), [(0.0, 0.5), (0.5, 1.0), (0.3, 0.7), (0.4, 0.4)])
-def test_range_of_steps(scene, pack, start_at, end_at):
+def test_range_of_steps(scene: Scene, pack: Pack, start_at: float, end_at: float) -> None:
     scene = scene.but(steps=4, cfg=2.0)
     assert equals(scene, pack, Prompt(start_at=start_at, end_at=end_at))
 
 
-def test_two_ranges_share_a_run(scene, pack):
+def test_two_ranges_share_a_run(scene: Scene, pack: Pack) -> None:
     prompts = Prompt(3, end_at=0.5), Prompt(4, start_at=0.5, weights=(0.5,))
     assert equals(scene.but(steps=4, cfg=2.0), pack, *prompts)
 
 
-def test_weight_0_is_the_untouched_model_bit_for_bit(scene, pack):
+def test_weight_0_is_the_untouched_model_bit_for_bit(scene: Scene, pack: Pack) -> None:
     bare = sample(scene)
     assert torch.equal(sample(scene, pack.apply(scene.model, Prompt(weights=(0.0,)))), bare)
 
 
-def test_outside_its_range_it_is_the_untouched_model_bit_for_bit(scene, pack):
+def test_outside_its_range_it_is_the_untouched_model_bit_for_bit(scene: Scene, pack: Pack) -> None:
     between = Prompt(start_at=0.3, end_at=0.6)  # the two steps lie at 0 and at 1
     assert torch.equal(sample(scene, pack.apply(scene.model, between)), sample(scene))
 
 
 @pytest.mark.slow
-def test_everything_at_once(host, scene, pack):
+def test_everything_at_once(host: Any, scene: Scene, pack: Pack) -> None:
     prompts = Prompt(3, items=2, weights=(0.9, 0.3)), Prompt(4, end_at=0.6)
     scene = area_conds(host, lora(host, scene)).but(batch=2, steps=3)
     scene = node("FreeU_V2", b1=1.1, b2=1.2, s1=0.9, s2=0.2)(host, scene)
@@ -126,7 +132,7 @@ def test_everything_at_once(host, scene, pack):
     assert difference(sample(patched), with_reference(scene, *prompts)) < TOLERANCE
 
 
-def test_wrappers_of_other_packs_may_name_what_they_pass(scene, pack):
+def test_wrappers_of_other_packs_may_name_what_they_pass(scene: Scene, pack: Pack) -> None:
     import comfy.patcher_extension
 
     names = ("c_concat", "c_crossattn", "control", "transformer_options")
@@ -140,7 +146,9 @@ def test_wrappers_of_other_packs_may_name_what_they_pass(scene, pack):
     assert torch.equal(sample(scene, pack.apply(wrapped, Prompt())), expected)
 
 
-def test_device_copies_hold_a_window_and_not_all_frames(host, scene, pack):
+def test_device_copies_hold_a_window_and_not_all_frames(
+    host: Any, scene: Scene, pack: Pack
+) -> None:
     """What a run holds on the device is the same for 12 frames and for 1,000."""
     import comfy.patcher_extension
 
@@ -162,7 +170,9 @@ def test_device_copies_hold_a_window_and_not_all_frames(host, scene, pack):
     assert held[12] == held[1000] > 0
 
 
-def test_projecting_many_frames_keeps_few_on_the_device(pack, monkeypatch):
+def test_projecting_many_frames_keeps_few_on_the_device(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No projection sees more than a fixed number of frames at once."""
     adapter, image, plan = pack.parts(Prompt(items=1000))
     seen: list[int] = []

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from support.compose import Prompt, difference, sample, seeded, with_reference
+from support.compose import Pack, Prompt, Scene, difference, sample, seeded, with_reference
 from support.neighbours import ForeignStack, foreign_delta, foreign_replacement, stack_foreign
 
 TOLERANCE = 1e-5
@@ -19,14 +20,14 @@ def slots(model: Any) -> dict[Any, Any]:
     return model.model_options["transformer_options"]["patches_replace"]["attn2"]
 
 
-def test_both_key_forms_hold_one_object_where_blocks_are_single(scene, pack):
+def test_both_key_forms_hold_one_object_where_blocks_are_single(scene: Scene, pack: Pack) -> None:
     held = slots(pack.apply(scene.model, Prompt()))
     assert len(held) == 32
     assert all(held[key] is held[(*key, 0)] for key in held if len(key) == 2)
     assert ("middle", 0, 0) in held and not any(key[:2] == ("middle", 1) for key in held)
 
 
-def test_blocks_of_several_transformers_get_full_keys_only(pack):
+def test_blocks_of_several_transformers_get_full_keys_only(pack: Pack) -> None:
     from support.unets import TINY_SDXL, build_model, random_adapter
 
     prompt = Prompt()
@@ -35,7 +36,9 @@ def test_blocks_of_several_transformers_get_full_keys_only(pack):
     assert len(slots(model)) == 70 and all(len(key) == 3 for key in slots(model))
 
 
-def test_an_object_under_a_short_key_is_chained_by_every_transformer_of_the_block(pack):
+def test_an_object_under_a_short_key_is_chained_by_every_transformer_of_the_block(
+    pack: Pack,
+) -> None:
     from support.unets import TINY_SDXL, build_model, random_adapter
 
     model = build_model(TINY_SDXL)
@@ -46,7 +49,7 @@ def test_an_object_under_a_short_key_is_chained_by_every_transformer_of_the_bloc
     assert all(held["output", 0, i].previous is foreign_replacement for i in range(10))
 
 
-def test_applying_leaves_the_given_model_alone(scene, pack):
+def test_applying_leaves_the_given_model_alone(scene: Scene, pack: Pack) -> None:
     one = pack.apply(scene.model, Prompt())
     before = dict(slots(one))
     pack.apply(one, Prompt(4))
@@ -54,21 +57,21 @@ def test_applying_leaves_the_given_model_alone(scene, pack):
     assert "patches_replace" not in scene.model.model_options["transformer_options"]
 
 
-def test_what_is_stacked_onto_a_clone_stays_there(scene, pack):
+def test_what_is_stacked_onto_a_clone_stays_there(scene: Scene, pack: Pack) -> None:
     model = pack.apply(scene.model, Prompt())
     stacked = stack_foreign(model.clone())
     assert all(patch.stacked for patch in slots(stacked).values())
     assert not any(patch.stacked for patch in slots(model).values())
 
 
-def test_what_is_stacked_through_a_short_key_acts_once(scene, pack):
+def test_what_is_stacked_through_a_short_key_acts_once(scene: Scene, pack: Pack) -> None:
     """Under both keys lies one object, also after cloning."""
     model = stack_foreign(pack.apply(scene.model, Prompt())).clone()
     known = {"terms": (foreign_delta,)}
     assert difference(sample(scene, model), with_reference(scene, Prompt(), **known)) < TOLERANCE
 
 
-def test_keys_and_values_are_shared_by_all_clones(scene, pack):
+def test_keys_and_values_are_shared_by_all_clones(scene: Scene, pack: Pack) -> None:
     """Also where the host deep-copies options, as hosts up to 0.8 do."""
     model = pack.apply(scene.model, Prompt())
     copied = copy.deepcopy(model.model_options)["transformer_options"]["patches_replace"]["attn2"]
@@ -77,13 +80,13 @@ def test_keys_and_values_are_shared_by_all_clones(scene, pack):
             assert other[key].injections == patch.injections
 
 
-def test_wrappers_are_registered_once(scene, pack):
+def test_wrappers_are_registered_once(scene: Scene, pack: Pack) -> None:
     model = pack.apply(scene.model, Prompt(3), Prompt(4), Prompt(5)).clone()
     kinds = [kind for kind, by_key in model.wrappers.items() for _ in by_key.get("ip_adapter", ())]
     assert sorted(kinds) == ["apply_model", "sampler_sample"]
 
 
-def test_the_host_is_offered_what_the_slot_held_before(scene, pack):
+def test_the_host_is_offered_what_the_slot_held_before(scene: Scene, pack: Pack) -> None:
     moves: list[Any] = []
 
     class Foreign(ForeignStack):
@@ -101,7 +104,7 @@ def test_the_host_is_offered_what_the_slot_held_before(scene, pack):
     assert patch.models() == ["a patcher"]
 
 
-def test_what_the_slot_held_before_may_move_to_a_new_object(scene, pack):
+def test_what_the_slot_held_before_may_move_to_a_new_object(scene: Scene, pack: Pack) -> None:
     class Moving(ForeignStack):
         def to(self, device: Any) -> Any:
             return Moving()
@@ -114,7 +117,7 @@ def test_what_the_slot_held_before_may_move_to_a_new_object(scene, pack):
     assert moved.injections == patch.injections
 
 
-def test_moving_is_free_and_safe_from_many_threads(scene, pack):
+def test_moving_is_free_and_safe_from_many_threads(scene: Scene, pack: Pack) -> None:
     patch = next(iter(slots(pack.apply(scene.model, Prompt())).values()))
     query, results = seeded(1, 2, 256, 32), []
     extra = {"n_heads": 8, "cond_or_uncond": [1, 0]}
@@ -131,7 +134,7 @@ def test_moving_is_free_and_safe_from_many_threads(scene, pack):
     assert len(results) == 8 and all(torch.equal(result, results[0]) for result in results)
 
 
-def test_sigma_is_read_at_most_once_per_call_and_only_if_needed(scene, pack):
+def test_sigma_is_read_at_most_once_per_call_and_only_if_needed(scene: Scene, pack: Pack) -> None:
     reads: list[int] = []
 
     class Sigmas(torch.Tensor):
@@ -157,7 +160,7 @@ def test_sigma_is_read_at_most_once_per_call_and_only_if_needed(scene, pack):
 @pytest.mark.parametrize(
     "missing", ["sigmas", "cond_or_uncond", "activations_shape", "original_shape", "block", "uuids"]
 )
-def test_callers_may_leave_keys_out(scene, pack, missing):
+def test_callers_may_leave_keys_out(scene: Scene, pack: Pack, missing: str) -> None:
     """Older or odd callers: without labels rows count as cond; without shapes only a mask fails."""
     patch = slots(pack.apply(scene.model, Prompt(end_at=0.9)))["input", 1, 0]
     extra = {
@@ -175,7 +178,7 @@ def test_callers_may_leave_keys_out(scene, pack, missing):
     assert torch.equal(patch(query, query, query, extra), whole)
 
 
-def test_without_heads_it_says_so(scene, pack):
+def test_without_heads_it_says_so(scene: Scene, pack: Pack) -> None:
     model = scene.model.clone()
     model.set_model_attn2_replace(lambda q, k, v, extra: q, "input", 1)
     patch = slots(pack.apply(model, Prompt()))["input", 1, 0]
@@ -184,14 +187,14 @@ def test_without_heads_it_says_so(scene, pack):
         patch(query, query, query, {})
 
 
-def test_a_mask_without_any_shape_says_so(scene, pack):
+def test_a_mask_without_any_shape_says_so(scene: Scene, pack: Pack) -> None:
     patch = slots(pack.apply(scene.model, Prompt(mask=torch.ones(1, 8, 8))))["input", 1, 0]
     query = seeded(1, 1, 256, 32)
     with pytest.raises(ValueError, match="activations_shape"):
         patch(query, query, query, {"n_heads": 8})
 
 
-def test_an_occupant_that_cannot_be_called_is_named(scene, pack):
+def test_an_occupant_that_cannot_be_called_is_named(scene: Scene, pack: Pack) -> None:
     model = scene.model.clone()
     model.set_model_attn2_replace({"weights": 1}, "input", 4)
     with pytest.raises(ValueError, match=r"\('input', 4, 0\).*holds a dict, which is not callable"):
@@ -199,7 +202,7 @@ def test_an_occupant_that_cannot_be_called_is_named(scene, pack):
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_no_numbers_are_refused(scene, pack, weight):
+def test_weights_that_are_no_numbers_are_refused(scene: Scene, pack: Pack, weight: Any) -> None:
     with pytest.raises(ValueError, match="finite number"):
         pack.apply(scene.model, Prompt(weights=(weight,)))
 
@@ -214,17 +217,17 @@ def test_weights_that_are_no_numbers_are_refused(scene, pack, weight):
     ],
     ids=["NaN", "rank 4", "empty", "rank 1"],
 )
-def test_bad_masks_are_refused(scene, pack, mask, message):
+def test_bad_masks_are_refused(scene: Scene, pack: Pack, mask: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pack.apply(scene.model, Prompt(mask=mask))
 
 
-def test_a_start_after_the_end_is_refused(scene, pack):
+def test_a_start_after_the_end_is_refused(scene: Scene, pack: Pack) -> None:
     with pytest.raises(ValueError, match="lies after"):
         pack.apply(scene.model, Prompt(start_at=0.8, end_at=0.2))
 
 
-def test_an_attention_override_sees_the_text_once(scene, pack):
+def test_an_attention_override_sees_the_text_once(scene: Scene, pack: Pack) -> None:
     """`optimized_attention_override` (0.3.60 and later) is for the host's attention; the image's
     share must not go through it again."""
     import comfy.ldm.modules.attention as host_attention
@@ -246,7 +249,7 @@ class TestCompiled:
     """Core's TorchCompileModel: the graph must not freeze what a call changes."""
 
     @pytest.fixture
-    def compiled(self, host, monkeypatch):
+    def compiled(self, host: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         """The core node, with a backend that traces as the real ones do but compiles nothing."""
         compile_ = torch.compile
 
@@ -263,7 +266,9 @@ class TestCompiled:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("order", ["adapter first", "adapter last"])
-    def test_ranges_and_rows_stay_alive(self, scene, pack, compiled, order):
+    def test_ranges_and_rows_stay_alive(
+        self, scene: Scene, pack: Pack, compiled: Any, order: Any
+    ) -> None:
         scene = scene.but(steps=4, cfg=3.0)
         prompts = Prompt(3, end_at=0.5), Prompt(4, start_at=0.4)
         if order == "adapter first":
