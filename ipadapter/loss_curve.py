@@ -2,38 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 from PIL import Image, ImageDraw
 
 WIDTH, HEIGHT = 640, 360
-_LEFT, _TOP, _RIGHT, _BOTTOM = 56, 40, 16, 32
-_PAPER, _INK, _GRID = "#ffffff", "#24292f", "#d8dee4"
-_FAINT, _STRONG = "#b6d3f5", "#0b62c4"
+_LEFT, _TOP, _RIGHT, _BOTTOM = 56, 56, 56, 32
+_PAPER, _INK, _GRID, _ALARM = "#ffffff", "#24292f", "#d8dee4", "#b42318"
+_FAINT, _STRONG, _SHARE = "#b6d3f5", "#0b62c4", "#c05000"
 
 
-def loss_curve(losses: Sequence[float], steps: int, notice: str = "") -> Image.Image:
-    """Each loss faint, their running mean strong, over `steps` steps. `notice`: below the title."""
+def loss_curve(
+    losses: Sequence[float],
+    compared: Sequence[Sequence[float]],
+    steps: int,
+    notice: str = "",
+) -> Image.Image:
+    """Each loss faint, their running mean strong, over `steps` steps. `notice`: below the title.
+
+    compared: now and then a step, and its loss as a share of the loss without the adapter: what the
+    adapter does, free of how hard each step's draw is. Drawn with an axis of its own, on the right.
+    """
     picture = Image.new("RGB", (WIDTH, HEIGHT), _PAPER)
     pen = ImageDraw.Draw(picture)
-    smooth = running_mean(losses)
+    smooth, shares = running_mean(losses), running_mean([share for _, share in compared])
     last = f", mean of the last {min(len(losses), _window(losses))}: {smooth[-1]:.4f}"
-    pen.text((_LEFT, 6), f"loss, {len(losses)} of {steps} steps{last if losses else ''}", _INK)
-    pen.text((_LEFT, 21), notice[:96], "#b42318")
-    low, high = _range(losses)
-    for part in range(5):
-        value = low + (high - low) * part / 4
-        y = _y(value, low, high)
-        pen.line([(_LEFT, y), (WIDTH - _RIGHT, y)], _GRID)
-        pen.text((6, y - 6), f"{value:.3f}", _INK)
-        step = round(steps * part / 4)
-        pen.text((_x(step, steps) - 8, HEIGHT - _BOTTOM + 8), str(step), _INK)
+    pen.text((_LEFT, 6), f"loss, {len(losses)} of {steps} steps{last if losses else ''}", _STRONG)
+    share = f", now {shares[-1]:.1%}" if compared else ""
+    pen.text((_LEFT, 21), f"the same as a share of the loss without the adapter{share}", _SHARE)
+    pen.text((_LEFT, 36), notice[:88], _ALARM)
+    every, low_high = range(1, len(losses) + 1), _range(losses)
+    _axes(pen, steps, low_high, _range(shares if compared else [1.0]))
     for values, colour, width in ((losses, _FAINT, 1), (smooth, _STRONG, 2)):
-        points = [(_x(i + 1, steps), _y(v, low, high)) for i, v in enumerate(values)]
-        if len(points) > 1:
-            pen.line(points, colour, width)
+        _line(pen, zip(every, values, strict=False), steps, low_high, (colour, width))
+    numbers = [step for step, _ in compared]
+    _line(pen, zip(numbers, shares, strict=False), steps, _range(shares), (_SHARE, 2))
     return picture
+
+
+_Range = tuple[float, float]
+
+
+def _axes(pen: ImageDraw.ImageDraw, steps: int, left: _Range, right: _Range) -> None:
+    for part in range(5):
+        loss, share = (low + (high - low) * part / 4 for low, high in (left, right))
+        y, step = _y(loss, left), round(steps * part / 4)
+        pen.line([(_LEFT, y), (WIDTH - _RIGHT, y)], _GRID)
+        pen.text((6, y - 6), f"{loss:.3f}", _STRONG)
+        pen.text((WIDTH - _RIGHT + 6, y - 6), f"{share:.1%}", _SHARE)
+        pen.text((_x(step, steps) - 8, HEIGHT - _BOTTOM + 8), str(step), _INK)
+
+
+def _line(
+    pen: ImageDraw.ImageDraw,
+    values: Iterable[tuple[float, float]],
+    steps: int,
+    low_high: _Range,
+    stroke: tuple[str, int],
+) -> None:
+    points = [(_x(step, steps), _y(value, low_high)) for step, value in values]
+    if len(points) > 1:
+        pen.line(points, *stroke)
 
 
 def running_mean(losses: Sequence[float]) -> list[float]:
@@ -48,14 +78,15 @@ def _window(losses: Sequence[float]) -> int:
     return max(min(len(losses) // 10, 200), 5)
 
 
-def _range(losses: Sequence[float]) -> tuple[float, float]:
-    low, high = min(losses, default=0.0), max(losses, default=1.0)
+def _range(values: Sequence[float]) -> _Range:
+    low, high = min(values, default=0.0), max(values, default=1.0)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _x(step: int, steps: int) -> float:
+def _x(step: float, steps: int) -> float:
     return _LEFT + (WIDTH - _LEFT - _RIGHT) * step / max(steps, 1)
 
 
-def _y(value: float, low: float, high: float) -> float:
+def _y(value: float, low_high: _Range) -> float:
+    low, high = low_high
     return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * (value - low) / (high - low)

@@ -22,8 +22,13 @@ from .train_data import Batch, Samples
 from .train_state import TrainState
 from .trainable import TrainableAdapter
 
-# (noisy latents, timesteps, batch, keys and values per layer) -> prediction, like the latents
+# (noisy latents, timesteps, batch, keys and values per layer) -> prediction, like the latents.
+# No keys and values at all: the prediction without an adapter.
 Predict = Callable[[Tensor, Tensor, Batch, Sequence[KeyValue]], Tensor]
+
+
+# Steps from one comparison with the base to the next: each costs one pass without gradients.
+COMPARE_EVERY = 10
 
 
 class Prediction(str, Enum):
@@ -153,6 +158,7 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.queue = torch.empty(0, dtype=torch.int64)
         self.losses: list[float] = []
+        self.compared: list[tuple[int, float]] = []
         self.average: dict[str, Tensor] = {}
         if settings.average:
             self.average = {name: p.detach().clone() for name, p in self._named()}
@@ -193,12 +199,18 @@ class Trainer:
 
     def loss(self, draw: Draw) -> Tensor:
         """Mean squared error of the UNet's prediction, a scalar with gradients."""
-        device = self.settings.device
-        batch = self.samples.batch(draw.samples, draw.drop_image, draw.drop_text).to(device)
-        noise, timesteps = draw.noise.to(device), draw.timesteps.to(device)
-        dtype = self.settings.dtype
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        batch, settings = self._batch(draw), self.settings
+        enabled = settings.dtype != torch.float32
+        with torch.autocast(settings.device.type, settings.dtype, enabled=enabled):
             key_values = self.adapter(batch.features.float())
+        return self._error(batch, draw, key_values)
+
+    def _batch(self, draw: Draw) -> Batch:
+        batch = self.samples.batch(draw.samples, draw.drop_image, draw.drop_text)
+        return batch.to(self.settings.device)
+
+    def _error(self, batch: Batch, draw: Draw, key_values: Sequence[KeyValue]) -> Tensor:
+        noise, timesteps = (part.to(batch.latents.device) for part in (draw.noise, draw.timesteps))
         noisy = self.schedule.noisy(batch.latents.float(), noise, timesteps)
         predicted = self.predict(noisy, timesteps, batch, key_values)
         target = self.schedule.target(batch.latents.float(), noise, timesteps)
@@ -233,13 +245,18 @@ class Trainer:
     def _backward(self) -> float:
         total = 0.0
         for _ in range(self.settings.accumulation):
-            loss = self.loss(self.draw()) / self.settings.accumulation
-            loss.backward()
-            total += float(loss.detach())
+            draw = self.draw()
+            loss = self.loss(draw)
+            (loss / self.settings.accumulation).backward()
+            total += float(loss.detach()) / self.settings.accumulation
         norms = [p.grad.norm() for p in self.adapter.parameters() if p.grad is not None]
         if not (math.isfinite(total) and torch.isfinite(torch.stack(norms)).all()):
             found = f"the loss is {total}" if not math.isfinite(total) else "a gradient is infinite"
             raise StepFailed(found)
+        if self.steps % COMPARE_EVERY == 0:
+            with torch.no_grad():
+                without = self._error(self._batch(draw), draw, ())
+            self.compared.append((self.steps + 1, float(loss.detach() / without)))
         return total
 
     def state(self) -> TrainState:
@@ -260,6 +277,7 @@ class Trainer:
             self.queue.clone(),
             torch.tensor(self.losses, dtype=torch.float64),
             {name: _copy(tensor) for name, tensor in self.average.items()},
+            torch.tensor(self.compared, dtype=torch.float64).view(-1, 2),
         )
 
     def restore(self, state: TrainState) -> None:
@@ -281,6 +299,7 @@ class Trainer:
         self.generator.set_state(state.generator)
         self.queue = state.queue.clone()
         self.losses = state.losses.tolist()
+        self.compared = [(int(step), share) for step, share in state.compared.tolist()]
 
 
 def train(trainer: Trainer, report: Callable[[int, float], bool]) -> str | None:

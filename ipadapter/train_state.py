@@ -27,7 +27,8 @@ class TrainState:
 
     weights, exp_avg, exp_avg_sq, average: by parameter name, fp32; the moments are AdamW's, the
     average is empty where none is kept. generator: state of the random numbers. queue: numbers of
-    the samples still to come in this round, (n,). losses: (steps,).
+    the samples still to come in this round, (n,). losses: (steps,). compared: (n, 2), now and then
+    a step and its loss as a share of the loss that the base has without the adapter.
     """
 
     weights: Mapping[str, Tensor]
@@ -37,6 +38,7 @@ class TrainState:
     queue: Tensor
     losses: Tensor
     average: Mapping[str, Tensor] = field(default_factory=dict)
+    compared: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.float64))
 
     @property
     def steps(self) -> int:
@@ -60,6 +62,7 @@ class TrainState:
             "generator": self.generator,
             "queue": self.queue,
             "losses": self.losses,
+            "compared": self.compared,
         }
 
     @classmethod
@@ -84,6 +87,7 @@ class TrainState:
             tensors["queue"],
             tensors["losses"],
             parts["average"],
+            tensors.get("compared", torch.empty(0, 2, dtype=torch.float64)),
         )
 
     def __deepcopy__(self, memo: dict) -> TrainState:

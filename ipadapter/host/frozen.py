@@ -70,7 +70,7 @@ class FrozenUNet:
         options = dict(self.patcher.model_options.get("transformer_options", {}))
         replaced = options.get("patches_replace", {})
         slots = dict(replaced.get("attn2", {}))
-        for layer, key_value in zip(self.layout.layers, key_values, strict=True):
+        for layer, key_value in zip(self.layout.layers, key_values, strict=bool(key_values)):
             block = tuple(layer.block)
             previous = slots.get(block, slots.get(block[:2], text_attention))
             slots[block] = _slot(previous, key_value)

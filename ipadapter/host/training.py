@@ -61,7 +61,8 @@ class Training:
         """(1, height, width, 3), 0..1"""
         state = self.adapter.training
         losses = [] if state is None else state.losses.tolist()
-        picture = np.asarray(loss_curve(losses, self.steps, self.notice))
+        compared = [] if state is None else state.compared.tolist()
+        picture = np.asarray(loss_curve(losses, compared, self.steps, self.notice))
         return torch.from_numpy(picture.copy()).float().div(255).unsqueeze(0)
 
 
@@ -122,7 +123,7 @@ class _Report:
         total, preview = self.trainer.settings.steps, None
         if time.monotonic() - self.shown > _PREVIEW_SECONDS:
             self.shown = time.monotonic()
-            preview = ("JPEG", loss_curve(self.trainer.losses, total), None)
+            preview = ("JPEG", loss_curve(self.trainer.losses, self.trainer.compared, total), None)
         self.bar.update_absolute(step, total, preview)
         try:
             comfy.model_management.throw_exception_if_processing_interrupted()

@@ -105,7 +105,8 @@ class FrozenNarrow:
     def __call__(
         self, noisy: Tensor, timesteps: Tensor, batch: Any, key_values: Sequence[Any]
     ) -> Tensor:
-        for attention, key_value in zip(self.attentions, key_values, strict=True):
+        given = key_values or [None] * len(self.attentions)
+        for attention, key_value in zip(self.attentions, given, strict=True):
             attention.image = key_value
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         with torch.autocast(noisy.device.type, torch.bfloat16):
@@ -283,8 +284,7 @@ def taught_loss(trainer: Any, draw: Any) -> Tensor:
     caption = trainer.samples.batch(draw.samples, draw.drop_image, draw.drop_image)
     noisy = trainer.schedule.noisy(batch.latents, draw.noise, draw.timesteps)
     with torch.no_grad():
-        nothing = [None] * len(trainer.predict.attentions)
-        target = trainer.predict(noisy, draw.timesteps, caption, nothing).float()
+        target = trainer.predict(noisy, draw.timesteps, caption, ()).float()
     predicted = trainer.predict(noisy, draw.timesteps, batch, trainer.adapter(batch.features))
     errors = (predicted.float() - target).square().mean((1, 2, 3))
     return (errors * trainer.schedule.weights(draw.timesteps, MIN_SNR)).mean()

@@ -17,7 +17,16 @@ from ipadapter.folding import KeyValue
 from ipadapter.loss_curve import loss_curve, running_mean
 from ipadapter.projection import BUILDERS
 from ipadapter.spec import BASES, Family
-from ipadapter.train import NoiseSchedule, Prediction, StepFailed, Trainer, TrainSettings, train
+from ipadapter.train import (
+    COMPARE_EVERY,
+    Draw,
+    NoiseSchedule,
+    Prediction,
+    StepFailed,
+    Trainer,
+    TrainSettings,
+    train,
+)
 from ipadapter.train_data import Batch, Prompts, TrainingSet, same_length
 from ipadapter.train_files import read_folder, write_adapter, write_state
 from ipadapter.train_state import TrainState, state_of, trained_adapter
@@ -111,6 +120,28 @@ def test_loss_falls_and_global_random_state_is_untouched():
     assert train(run, lambda step, loss: True) is None
     assert sum(run.losses[-20:]) < 0.9 * sum(run.losses[:20])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_loss_is_compared_with_that_of_the_base_alone():
+    """Now and then, on the very same draw; the comparison changes nothing in the training."""
+    run, twin = trainer(), trainer()
+    draw = twin.draw()
+    with torch.no_grad():
+        share = float(twin.loss(draw) / plain_error(draw))
+    train(run, lambda step, loss: True)
+    assert [step for step, _ in run.compared] == [1, 1 + COMPARE_EVERY]
+    assert run.compared[0][1] == pytest.approx(share, rel=1e-6)
+    assert run.compared[1][1] < run.compared[0][1]
+    again = trainer()
+    again.restore(run.state())
+    assert again.compared == run.compared
+
+
+def plain_error(draw: Draw) -> Tensor:
+    """What the toy UNet gets wrong without an adapter."""
+    batch = samples().batch(draw.samples, draw.drop_image, draw.drop_text)
+    noisy = schedule().noisy(batch.latents, draw.noise, draw.timesteps)
+    return (toy_unet(noisy, draw.timesteps, batch, ()) - draw.noise).square().mean()
 
 
 def test_velocity_target_is_the_hosts_formula():
@@ -223,8 +254,8 @@ def broken_at(step: int) -> Callable:
     calls = iter(range(1, 1000))
 
     def predict(*inputs) -> Tensor:
-        out = toy_unet(*inputs)
-        return out * float("nan") if next(calls) == step else out
+        out, with_adapter = toy_unet(*inputs), bool(inputs[-1])
+        return out * float("nan") if with_adapter and next(calls) == step else out
 
     return predict
 
@@ -375,6 +406,7 @@ def test_a_state_of_another_adapter_is_not_used(tmp_path: Path):
 
 def test_loss_curve_is_drawn_for_any_history():
     for losses in ([], [0.3], [0.3, 0.3], [1.0 / (i + 1) for i in range(500)]):
-        picture = loss_curve(losses, 500, "Stopped after step 3 of 500.")
+        compared = [(step + 1, 1 - step / 1000) for step in range(0, len(losses), COMPARE_EVERY)]
+        picture = loss_curve(losses, compared, 500, "Stopped after step 3 of 500.")
         assert picture.size == (640, 360)
     assert running_mean([1.0, 3.0]) == [1.0, 2.0]

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from support.host import GraphError
 from support.interface import defaults
-from support.parity import Case, model_output, reference_output
+from support.parity import Case, model_output, nested, reference_output
 from support.recipe import official_step
 from support.training import (
     ONE_LEVEL,
@@ -87,6 +87,8 @@ def test_loss_falls(trained: tuple[Any, str]):
     losses = trained[0].losses
     assert len(losses) == STEPS
     assert float(losses[-40:].mean()) < 0.85 * float(losses[:40].mean())
+    shares = trained[0].compared[:, 1]
+    assert float(shares[-4:].mean()) < 0.9 * float(shares[:4].mean())
 
 
 def test_base_is_not_changed(host: Any, pair: Pair, trained: tuple[Any, str]):
@@ -121,12 +123,8 @@ def test_saved_file_gives_the_same_unet_output_here_and_in_diffusers(
     model = Capture.kept["patched"]
     with torch.no_grad():
         embeds = tiny_clip_vision().encode_image(pictures())["image_embeds"].float()
-    state = load_file(host.models("ipadapter") / trained[1])
-    nested: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
-    for key, value in state.items():
-        half, _, name = key.partition(".")
-        nested[half][name] = value
-    case = Case([nested], [0.8], [embeds], [torch.zeros(1, embeds.shape[-1])])
+    state = nested(load_file(host.models("ipadapter") / trained[1]))
+    case = Case([state], [0.8], [embeds], [torch.zeros(1, embeds.shape[-1])])
     ours, theirs = model_output(pair, model), reference_output(pair, case)
     assert float((ours - theirs).abs().max()) < 1e-5
     plain = model_output(pair, host_model(pair))

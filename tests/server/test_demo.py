@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from support.server import ROOT, script
-
-
-@pytest.fixture(scope="module")
-def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A server with the demo models only."""
-    host = os.environ.get("COMFYUI_PATH")
-    if not host:
-        pytest.skip("needs COMFYUI_PATH; scripts/test.py sets it")
-    comfy_server, models = script("comfy_server"), script("demo_models")
-    folder = tmp_path_factory.mktemp("demo")
-    base = comfy_server.make_base(folder, {script("environment").NAME: ROOT})
-    models.demoset().build.ensure(base / "models")
-    models.shuffled_adapter(base / "models", models.STANDARD, script("contact_sheet").SHUFFLED)
-    with comfy_server.ComfyServer(Path(sys.executable), Path(host), base) as server:
-        yield server
+from support.server import script
 
 
 @pytest.fixture(scope="module")

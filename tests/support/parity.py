@@ -27,6 +27,15 @@ class Case:
     mask: Tensor | None = None
 
 
+def nested(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """An adapter file's tensors as `diffusers` takes them."""
+    halves: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    for key, value in state.items():
+        half, _, name = key.partition(".")
+        halves[half][name] = value
+    return halves
+
+
 def reference_output(pair: Pair, case: Case) -> Tensor:
     """Noise prediction of `diffusers`: row 0 uncond, row 1 cond."""
     unet = pair.reference
