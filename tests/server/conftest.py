@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.server import ROOT, script
+from support.server import ROOT, THREADS, script
 
 
 @pytest.fixture(scope="session")
@@ -23,5 +23,7 @@ def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     base = comfy_server.make_base(folder, {script("environment").NAME: ROOT})
     models.demoset().build.ensure(base / "models")
     models.shuffled_adapter(base / "models", models.STANDARD, script("contact_sheet").SHUFFLED)
-    with comfy_server.ComfyServer(Path(sys.executable), Path(host), base) as server:
+    with comfy_server.ComfyServer(
+        Path(sys.executable), Path(host), base, threads=THREADS
+    ) as server:
         yield server

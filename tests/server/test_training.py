@@ -100,13 +100,14 @@ def test_trained_adapter_is_loaded_by_another_graph(demo_server: Any, trained: P
 
 
 @pytest.mark.slow
+@torch.no_grad()
 def test_trained_adapter_gives_the_same_unet_output_in_diffusers(
     host: Any, trained: Path, record_property: Any
 ) -> None:
     demo = load_demo(host)
     pair = pair_of(demo)
     shutil.copy(trained, host.models("ipadapter") / trained.name)
-    embeds = demo.vision.encode_image(demo.references)["image_embeds"].float()
+    embeds = demo.vision.encode_image(demo.references)["image_embeds"].float().clone()
     features = [embeds[:1]], [torch.zeros(1, embeds.shape[-1])]
     case = Case([nested(load_file(trained))], [0.8], *features)
     patched = pack_model(pair, case, lambda name: host.module(f"ipadapter.{name}"))
@@ -124,7 +125,11 @@ def pair_of(demo: Demo) -> Pair:
 
     checkpoint = load_file(demo.host.models("checkpoints") / demo.tools.build.CHECKPOINT.name)
     prefix = "model.diffusion_model."
-    unet = {key.removeprefix(prefix): value.float() for key, value in checkpoint.items()}
+    unet = {
+        key.removeprefix(prefix): value.float()
+        for key, value in checkpoint.items()
+        if key.startswith(prefix)
+    }
     loaded = {"dtype": torch.float32}
     model = comfy.sd.load_diffusion_model_state_dict(dict(unet), model_options=loaded)
     names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
