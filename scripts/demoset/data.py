@@ -2,13 +2,17 @@
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from . import scenes
+from .shapes import SHAPES
 from .text import TextFeatures
 from .vae import NarrowVAE
+
+TWO_OBJECTS = ("and", "next to", "above", "left of")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +26,14 @@ class Domain:
     features: torch.Tensor
     caption_index: torch.Tensor
     empty: torch.Tensor
+
+    @cached_property
+    def single(self) -> torch.Tensor:
+        """Samples (K,) whose caption names one object by its shape."""
+        said = [caption.partition(" background")[0] for caption in self.captions]
+        plain = [not any(f" {words} " in text for words in TWO_OBJECTS) for text in said]
+        shaped = [any(f" {shape}" in text for shape in SHAPES) for text in said]
+        return (torch.tensor(plain) & torch.tensor(shaped)).nonzero()[:, 0]
 
     def context(self, indices: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """Text features (B, 77, 768) float32; those of the empty caption where not `keep`."""
