@@ -13,6 +13,8 @@ COMMANDS = {
     "encoder": "train the image encoder",
     "train_base": "train the UNet",
     "adapters": "train an adapter on it",
+    "control": "train the ControlNet for edges",
+    "lora": "train the LoRA that makes night",
 }
 
 

@@ -4,19 +4,22 @@
 
 OUT/checkpoints/demoset.safetensors   UNet, VAE and text encoder (CheckpointLoaderSimple: SD1.5)
 OUT/clip_vision/demoset/              config.json, preprocessor_config.json, model.safetensors
-OUT/ipadapter/demoset-*.safetensors   the adapters, standard layout
+OUT/ipadapter/demoset-*.safetensors   adapters of the standard and the Plus family
+OUT/controlnet/demoset-edges.safetensors, OUT/loras/demoset-night.safetensors
 """
 
 import argparse
 import hashlib
 import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from . import adapters, encoder, narrow, packed, text, vae
+from . import adapters, control, encoder, lora, narrow, packed, text, vae
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 CHECKPOINT = Path("checkpoints/demoset.safetensors")
@@ -33,16 +36,42 @@ def checkpoint_state(unet: Path | None = None, autoencoder: Path | None = None) 
     return parts | text.state_dict()
 
 
-def build(out: Path, weights: Path = WEIGHTS) -> None:
-    """Write every model below `out`; files appear only when complete."""
-    (out / CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
+def write_checkpoint(weights: Path, models: Path) -> Path:
+    """Write the checkpoint; the file appears only when complete."""
+    path = models / CHECKPOINT
+    path.parent.mkdir(parents=True, exist_ok=True)
     state = checkpoint_state(weights / "unet.safetensors", weights / "vae.safetensors")
-    partial = (out / CHECKPOINT).with_suffix(".partial")
-    save_file({key: value.contiguous() for key, value in state.items()}, partial)
-    os.replace(partial, out / CHECKPOINT)
-    encoder.write_folder(weights / "encoder.safetensors", out / ENCODER)
-    for family in adapters.FILES:
-        adapters.write(family, out, weights)
+    partial_file = path.with_suffix(".partial")
+    save_file({key: value.contiguous() for key, value in state.items()}, partial_file)
+    os.replace(partial_file, path)
+    return path
+
+
+def write_encoder(weights: Path, models: Path) -> Path:
+    """Write the image encoder's folder."""
+    encoder.write_folder(weights / "encoder.safetensors", models / ENCODER)
+    return models / ENCODER
+
+
+def _write_adapter(family: str, weights: Path, models: Path) -> Path:
+    return adapters.write(family, models, weights)
+
+
+# What is written from which stored weights: (folder of the weights, models folder) -> what appears.
+WRITERS: dict[str, Callable[[Path, Path], Path]] = {
+    "unet.safetensors": write_checkpoint,
+    "encoder.safetensors": write_encoder,
+    control.STORED: control.write,
+    lora.STORED: lora.write,
+}
+for _family, _name in adapters.FILES.items():
+    WRITERS[f"{_name}.safetensors"] = partial(_write_adapter, _family)
+
+
+def build(out: Path, weights: Path = WEIGHTS) -> list[Path]:
+    """Write below `out` every model whose weights are stored; returns what was written."""
+    stored = [name for name in WRITERS if (weights / name).is_file()]
+    return [WRITERS[name](weights, out) for name in stored]
 
 
 def ensure(out: Path) -> bool:

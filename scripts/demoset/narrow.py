@@ -7,6 +7,7 @@ and the narrow one costs (active / 10)^2. `widen` writes the network that the ho
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -172,23 +173,31 @@ class NarrowUNet(nn.Module):
         nn.init.zeros_(self.out[2].weight)
 
     def forward(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: torch.Tensor,
+        control: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
+        """`control`: what a ControlNet adds to the two skips (input order) and to the middle."""
         emb = self.time_embed(timestep_embedding(timesteps))
         first = self.input_blocks[0][0](latents)
-        second = self._run(self.input_blocks[1], first, emb, context)
-        hidden = self._run(self.middle_block, second, emb, context)
-        hidden = self._run(self.output_blocks[0], torch.cat([hidden, second], 1), emb, context)
-        hidden = self._run(self.output_blocks[1], torch.cat([hidden, first], 1), emb, context)
+        second = run_layers(self.input_blocks[1], first, emb, context)
+        hidden = run_layers(self.middle_block, second, emb, context)
+        if control is not None:
+            first, second, hidden = first + control[0], second + control[1], hidden + control[2]
+        hidden = run_layers(self.output_blocks[0], torch.cat([hidden, second], 1), emb, context)
+        hidden = run_layers(self.output_blocks[1], torch.cat([hidden, first], 1), emb, context)
         return self.out(hidden)
 
-    @staticmethod
-    def _run(
-        layers: nn.ModuleList, x: torch.Tensor, emb: torch.Tensor, context: torch.Tensor
-    ) -> torch.Tensor:
-        for layer in layers:
-            x = layer(x, emb if isinstance(layer, ResBlock) else context)
-        return x
+
+def run_layers(
+    layers: nn.ModuleList, x: torch.Tensor, emb: torch.Tensor, context: torch.Tensor
+) -> torch.Tensor:
+    """One block of the UNet: residual blocks see the time, transformers the text."""
+    for layer in layers:
+        x = layer(x, emb if isinstance(layer, ResBlock) else context)
+    return x
 
 
 def timestep_embedding(timesteps: torch.Tensor) -> torch.Tensor:
@@ -202,7 +211,7 @@ def timestep_embedding(timesteps: torch.Tensor) -> torch.Tensor:
 # Writing wide -------------------------------------------------------------------------------------
 
 
-class _Indices:
+class Indices:
     """Where the active entries of each axis lie in the wide network."""
 
     def __init__(self, widths: Widths) -> None:
@@ -267,18 +276,18 @@ def spread(tensor: torch.Tensor, axes: tuple[tuple[torch.Tensor, int] | None, ..
 
 def widen(state: dict[str, torch.Tensor], widths: Widths) -> dict[str, torch.Tensor]:
     """The host's UNet state dict (320 channels) from the narrow one."""
-    indices = _Indices(widths)
+    indices = Indices(widths)
     return {key: spread(value, indices.of(key)) for key, value in state.items()}
 
 
 def widen_key_value(weight: torch.Tensor, widths: Widths) -> torch.Tensor:
     """A narrow cross-attention key or value matrix (channels, n) as (320, n), for adapters."""
-    return spread(weight, (_Indices(widths).heads, None))
+    return spread(weight, (Indices(widths).heads, None))
 
 
 def narrow_key_value(weight: torch.Tensor, widths: Widths) -> torch.Tensor:
     """The rows of a wide (320, n) matrix that the network uses."""
-    return weight[_Indices(widths).heads[0]]
+    return weight[Indices(widths).heads[0]]
 
 
 # Files --------------------------------------------------------------------------------------------

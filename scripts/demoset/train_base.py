@@ -10,6 +10,7 @@ python scripts/python.py scripts/demoset train_base OUT --steps 10000    # CPU; 
 import argparse
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def alphas_cumprod() -> torch.Tensor:
 
 
 def noise_loss(
-    unet: torch.nn.Module,
+    unet: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     latents: torch.Tensor,
     context: torch.Tensor,
     generator: torch.Generator,

@@ -94,12 +94,32 @@ class Demo:
         (model,) = self.host.call("IPAdapterBatch", **{**inputs, **changes})
         return model
 
-    def sample(self, model: Any = None, caption: str = "", count: int = len(SHOWN)) -> Tensor:
-        """(count, 3, 128, 128), 0..1, always from the same noise."""
+    def sample(
+        self,
+        model: Any = None,
+        caption: str = "",
+        count: int = len(SHOWN),
+        control: tuple[Any, Tensor] | None = None,
+    ) -> Tensor:
+        """(count, 3, 128, 128), 0..1, always from the same noise.
+
+        `control`: a loaded ControlNet and its images, one per sample, (count, 128, 128, 3).
+        """
         (latent,) = self.host.call("EmptyLatentImage", width=128, height=128, batch_size=count)
         positive, negative = (
             self.host.call("CLIPTextEncode", clip=self.clip, text=text)[0] for text in (caption, "")
         )
+        if control is not None:
+            positive, negative = self.host.call(
+                "ControlNetApplyAdvanced",
+                positive=positive,
+                negative=negative,
+                control_net=control[0],
+                image=control[1],
+                strength=1.0,
+                start_percent=0.0,
+                end_percent=1.0,
+            )
         (latent,) = self.host.call(
             "KSampler",
             model=model or self.model,
