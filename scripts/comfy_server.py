@@ -190,9 +190,12 @@ class ComfyServer:
             raise ServerError(problem)
         return entry
 
-    def pictures(self, graph: dict[str, Any], seconds: float = 600) -> list[bytes]:
-        """Run a graph; returns the files of the pictures that it saves, in order."""
-        saved = saved_images(self.run(graph, seconds))
+    def pictures(
+        self, graph: dict[str, Any], seconds: float = 600, kind: str = "output"
+    ) -> list[bytes]:
+        """Run a graph; returns the files of the pictures that it saves, in order; of kind "temp",
+        those that it only shows."""
+        saved = saved_images(self.run(graph, seconds), kind)
         return [self.view(file) for files in saved.values() for file in files]
 
     def view(self, image: dict[str, str]) -> bytes:
@@ -231,13 +234,11 @@ def error_of(entry: dict[str, Any]) -> str | None:
     return None
 
 
-def saved_images(entry: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
+def saved_images(entry: dict[str, Any], kind: str = "output") -> dict[str, list[dict[str, str]]]:
     """What a graph has saved as images, by node id in order; other nodes may report text, say."""
     outputs = sorted(entry["outputs"].items(), key=lambda output: int(output[0]))
     images = {node: output.get("images", ()) for node, output in outputs}
-    saved = {
-        node: [one for one in ones if one["type"] == "output"] for node, ones in images.items()
-    }
+    saved = {node: [one for one in ones if one["type"] == kind] for node, ones in images.items()}
     return {node: ones for node, ones in saved.items() if ones}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from api_graph import Link, Sampling, Studio
-from demo_models import CHECKPOINT, ENCODER, PLUS, SIZE, STANDARD
+from demo_models import CHECKPOINT, CONTROLNET, ENCODER, LORA, PLUS, SIZE, STANDARD
 from workflow_parts import Base, Graph
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SHUFFLED = "demoset-shuffled.safetensors"
 REFERENCE, SECOND, PHOTO = "reference.png", "second.png", "photograph.png"
+OUTLINES = "outlines.png"
 LEFT, RIGHT = "mask-left.png", "mask-right.png"
 TEXT = "a blue star on a green background"
 EDITOR_NOTE = """The same seed without and with an image prompt. Press *Run*. Then choose a picture
@@ -28,6 +29,7 @@ ROW_TITLES = (
     "Weight, with the text below the sheet",
     "When and where",
     "Another picture, other adapters",
+    "With a ControlNet for outlines and a LoRA for night",
 )
 PANEL, LABEL, MARGIN = 176, 24, 14
 SAMPLES = 4  # of the pictures that the figures are made of
@@ -40,6 +42,7 @@ class Panel:
     """A picture to sample: its place on the sheet, the MODEL that makes it, its words.
 
     measured: whether the figures beside the sheet speak of it; then it is sampled several times.
+    outlined: whether a ControlNet holds it to the outlines of `OUTLINES`.
     """
 
     row: int
@@ -47,6 +50,7 @@ class Panel:
     model: Model
     text: str = ""
     measured: bool = False
+    outlined: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,18 @@ def both_references(studio: Studio) -> Link:
     return studio.apply(STANDARD, pair[0], combine_embeds="average")
 
 
+def by_night(studio: Studio) -> Link:
+    """The MODEL with the LoRA."""
+    return studio.once(
+        "LoraLoaderModelOnly", LORA, model=studio.model, lora_name=LORA, strength_model=1.0
+    )[0]
+
+
+def prompted_by_night(studio: Studio) -> Link:
+    """The same with an image prompt."""
+    return studio.apply(STANDARD, studio.picture(REFERENCE), by_night(studio))
+
+
 def panels() -> Iterator[Panel | Given]:
     """Everything on the sheet, in order."""
     yield Given(0, "reference", REFERENCE)
@@ -108,14 +124,40 @@ def panels() -> Iterator[Panel | Given]:
     yield Panel(3, "standard adapter", prompted(PHOTO))
     yield Panel(3, "Plus adapter", prompted(PHOTO, PLUS))
     yield Panel(3, "Plus and text", prompted(PHOTO, PLUS, weight=0.6), TEXT)
+    yield Given(4, "outlines from", OUTLINES)
+    yield Panel(4, "ControlNet, text", plain, TEXT, outlined=True)
+    yield Panel(4, "ControlNet, reference", prompted(), outlined=True)
+    yield Panel(4, "LoRA, text", by_night, TEXT)
+    yield Panel(4, "LoRA, reference", prompted_by_night)
+    yield Panel(4, "all three", prompted_by_night, outlined=True)
 
 
 def studio_of(panel: Panel, steps: int) -> Studio:
     """The graph of one panel."""
     samples = SAMPLES if panel.measured else 1
     studio = Studio(CHECKPOINT, ENCODER, Sampling(SIZE, samples, steps, cfg=4.0, seed=7))
-    studio.save(panel.title, panel.model(studio), studio.text(panel.text), prefix="demo")
+    said = studio.text(panel.text), studio.text("")
+    positive, negative = outlined(studio, *said) if panel.outlined else said
+    studio.save(panel.title, panel.model(studio), positive, negative, prefix="demo")
     return studio
+
+
+def outlined(studio: Studio, positive: Link, negative: Link) -> tuple[Link, Link]:
+    """Both conditionings with the ControlNet and the outlines of a drawing."""
+    add = studio.graph.add
+    lines = add("Canny", image=studio.picture(OUTLINES), low_threshold=0.4, high_threshold=0.8)
+    control = add("ControlNetLoader", control_net_name=CONTROLNET)
+    held = add(
+        "ControlNetApplyAdvanced",
+        positive=positive,
+        negative=negative,
+        control_net=control[0],
+        image=lines[0],
+        strength=1.0,
+        start_percent=0.0,
+        end_percent=1.0,
+    )
+    return held[0], held[1]
 
 
 def editor_graph() -> Graph:

@@ -117,9 +117,10 @@ def write_inputs(folder: Path, arguments: argparse.Namespace) -> dict[str, Image
 
     given = {
         sheet.REFERENCE: chosen(
-            arguments.reference, demo_models.drawing("circle", "yellow", "purple")
+            arguments.reference, demo_models.drawing("triangle", "yellow", "purple")
         ),
-        sheet.SECOND: chosen(arguments.second, demo_models.drawing("cross", "red", "white")),
+        sheet.OUTLINES: demo_models.drawing("cross", "black", "white"),
+        sheet.SECOND: chosen(arguments.second, demo_models.drawing("ring", "red", "white")),
         sheet.PHOTO: chosen(arguments.photograph, demo_models.photograph()),
     }
     size = (demo_models.SIZE, demo_models.SIZE)

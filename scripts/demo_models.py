@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 CHECKPOINT = "demoset.safetensors"
 ENCODER = "demoset"
 STANDARD, PLUS = "demoset-standard.safetensors", "demoset-plus.safetensors"
+CONTROLNET, LORA = "demoset-edges.safetensors", "demoset-night.safetensors"
 SIZE = 128  # what the demo models draw
 
 
@@ -99,6 +100,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "CLIPVisionLoader": {"clip_vision_name": ENCODER},
     "CLIPTextEncode": {"text": ""},
     "IPAdapterModelLoader": {"ipadapter_file": STANDARD},
+    "ControlNetLoader": {"control_net_name": CONTROLNET},
+    "LoraLoaderModelOnly": {"lora_name": LORA, "strength_model": 1.0},
     "EmptyLatentImage": {"width": SIZE, "height": SIZE},
     "KSampler": {"steps": 12, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"},
     "IPAdapterUnifiedLoaderFaceID": {"provider": "CPU"},

@@ -33,8 +33,10 @@ THUMBNAIL_BYTES = 30_000
 # What the twins load, first and second picture; the editor's name the one ComfyUI brings.
 PICTURES = ("person.png", "cat.png")
 DRAWINGS = ("first.png", "second.png")  # for the thumbnails
-# Of the models with random weights, those that no trained one stands for.
-UNTRAINED = ("ipadapter/random_faceid.safetensors",)
+# No trained model here knows faces: this workflow runs on photographs with an adapter of random
+# weights, and its thumbnail is the face that the node finds.
+FACES = "face"
+FACE_ADAPTER = "ipadapter/random_faceid.safetensors"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,7 +59,8 @@ def main(arguments: Sequence[str]) -> int:
                 twin = demo_twin(api_format(graph, info))
                 write(FOLDER / "api" / f"{graph.name}.json", twin)
                 if not given.no_run:
-                    shown = with_pictures(with_demo_models(api_format(graph, info)), DRAWINGS)
+                    names = PICTURES if graph.name == FACES else DRAWINGS
+                    shown = with_pictures(with_demo_models(api_format(graph, info)), names)
                     failed += not thumbnail(server, graph.name, shown)
     return failed
 
@@ -65,10 +68,10 @@ def main(arguments: Sequence[str]) -> int:
 def write_thumbnail_inputs(base: Path) -> None:
     """Models and drawings for the thumbnails."""
     shutil.copytree(demo_models(), base / "models", dirs_exist_ok=True)
-    for name in UNTRAINED:
-        shutil.copy(random_models() / name, base / "models" / name)
+    shutil.copy(random_models() / FACE_ADAPTER, base / "models" / FACE_ADAPTER)
+    write_pictures(base / "input")
     write_face_models(base / "models")
-    drawing("circle", "yellow", "purple").save(base / "input" / DRAWINGS[0])
+    drawing("triangle", "yellow", "purple").save(base / "input" / DRAWINGS[0])
     drawing("cross", "red", "white").save(base / "input" / DRAWINGS[1])
 
 
@@ -110,7 +113,7 @@ def thumbnail(server: ComfyServer, name: str, twin: dict[str, Any]) -> bool:
 
     say(name)
     try:
-        files = server.pictures(twin)
+        files = server.pictures(twin, kind="temp" if name == FACES else "output")
     except ServerError as error:
         say(f"  {error}")
         return False

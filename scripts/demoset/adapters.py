@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,13 +26,14 @@ from . import data, encoder, narrow, packed, scenes
 from . import vae as autoencoder
 from .host import tokenizer, use_host
 from .text import TextFeatures
-from .train_base import alphas_cumprod
+from .train_base import alphas_cumprod, early
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 FILES = {"standard": "demoset-standard", "Plus": "demoset-plus"}
 # Blocks with attn2 in the order of an adapter's layers: input, output, middle.
 BLOCKS = ("input_blocks.1.1", "output_blocks.0.1", "output_blocks.1.1", "middle_block.1")
+STUDY_RATE, DROP = 1e-3, 0.05
 RESAMPLER = {"resampler_dim": 128, "resampler_depth": 2}
 # The first steps decide what a picture shows: below this SNR every error counts alike, above less.
 MIN_SNR = 0.1
@@ -63,11 +63,17 @@ class WithImage(nn.Module):
         super().__init__()
         self.attention = attention
         self.image: Any = None  # keys and values (B, tokens, channels) of the current batch
+        self.seen: Any = None  # the last queries, and what they drew from the text
+
+    def said(self, query: Tensor, context: Tensor) -> Tensor:
+        """What queries (B, heads, n, dim) draw from text (B or 1, tokens, 768)."""
+        return _attend(query, self.attention.to_k(context), self.attention.to_v(context))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         inner = self.attention
         query = _split(inner.to_q(x)) * narrow.WIDE_HEAD**-0.5
-        out = _attend(query, inner.to_k(context), inner.to_v(context))
+        out = self.said(query, context)
+        self.seen = query, out
         if self.image is not None:
             out = out + _attend(query, self.image.key, self.image.value)
         return inner.to_out(out.transpose(1, 2).flatten(2))
@@ -179,13 +185,6 @@ def train(family: str, options: argparse.Namespace) -> dict[str, Tensor]:
     alphas = alphas_cumprod()
     schedule = core.NoiseSchedule(((1 - alphas) / alphas).sqrt())
     trainer = core.Trainer(adapter, samples, frozen, schedule, settings_of(core, options))
-    plain = trainer.loss
-    taught = partial(taught_loss, trainer)
-
-    def loss(draw: Any) -> Tensor:
-        return (taught if trainer.steps < options.taught else plain)(draw)
-
-    trainer.loss = loss
     notice = core.train(trainer, reporter(trainer, options.out / f"{family}.pt", options))
     if notice:
         print(notice, flush=True)
@@ -204,6 +203,7 @@ def new_adapter(
     adapter = adapters.TrainableAdapter.create(plan, frozen.text_weights(), generator)
     if options.start is None:
         align(adapter, samples, TextFeatures(tokenizer()), options.align)
+        study(adapter, samples, frozen, options)
     else:
         adapter.load_state_dict(packed.load(options.start)[0])
     return adapter
@@ -270,24 +270,59 @@ def align(adapter: Any, samples: DemoSamples, text: TextFeatures, steps: int) ->
             print(f"align {step} loss {float(loss):.4f} of {spread:.4f}", flush=True)
 
 
+def study(adapter: Any, samples: DemoSamples, frozen: FrozenNarrow, options: Any) -> None:
+    """Let every layer learn to draw from the picture what the caption adds to the empty one.
+
+    Layer by layer and without noise, so much is learned from few passes of the base, which itself
+    is not differentiated.
+    """
+    optimiser = torch.optim.AdamW(adapter.parameters(), lr=STUDY_RATE, weight_decay=0.01)
+    generator, began = torch.Generator().manual_seed(2), time.time()
+    single = samples.domain.single
+    single = single[single < len(samples)]
+    for step in range(options.study):
+        shares = torch.rand(3, options.batch, generator=generator)
+        rows = single[(shares[0] * len(single)).long()]
+        losses = torch.stack(_differences(adapter, samples, frozen, rows, shares[1:], generator))
+        optimiser.zero_grad(set_to_none=True)
+        losses.mean().backward()
+        optimiser.step()
+        falling = 0.02 + 0.98 * math.cos(step / options.study * math.pi / 2)
+        optimiser.param_groups[0]["lr"] = STUDY_RATE * min(1, (step + 1) / 50) * falling
+        if step % 50 == 0:
+            told = [round(value, 3) for value in losses.tolist()]
+            print(f"study {step} {time.time() - began:.0f}s by layer {told}", flush=True)
+
+
+def _differences(
+    adapter: Any,
+    samples: DemoSamples,
+    frozen: FrozenNarrow,
+    rows: Tensor,
+    shares: Tensor,
+    generator: torch.Generator,
+) -> list[Tensor]:
+    """By layer, the error as a share of what there is to learn; `shares`: random, (2, B)."""
+    dropped = shares[1] < DROP
+    batch = samples.batch(rows, dropped, dropped)
+    timesteps = early(shares[0])
+    alpha = alphas_cumprod()[timesteps].view(-1, 1, 1, 1)
+    noise = torch.randn(batch.latents.shape, generator=generator)
+    with torch.no_grad():
+        frozen(alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise, timesteps, batch, ())
+    found = []
+    for attention, image in zip(frozen.attentions, adapter(batch.features), strict=True):
+        query, out = (part.float() for part in attention.seen)
+        with torch.no_grad():
+            wanted = out - attention.said(query, samples.domain.empty)
+        error = (_attend(query, image.key, image.value) - wanted).square().mean()
+        found.append(error / wanted.square().mean())
+    return found
+
+
 def _plain_caption(scene: scenes.Scene) -> str:
     item = scene.items[0]
     return f"a {item.colour} {item.shape} on a {scene.background} background"
-
-
-def taught_loss(trainer: Any, draw: Any) -> Tensor:
-    """Like the pack's loss, but the target is what the base predicts from the whole caption.
-
-    It has no noise of its own, so few steps go far; where the image is dropped, so is the caption.
-    """
-    batch = trainer.samples.batch(draw.samples, draw.drop_image, draw.drop_text)
-    caption = trainer.samples.batch(draw.samples, draw.drop_image, draw.drop_image)
-    noisy = trainer.schedule.noisy(batch.latents, draw.noise, draw.timesteps)
-    with torch.no_grad():
-        target = trainer.predict(noisy, draw.timesteps, caption, ()).float()
-    predicted = trainer.predict(noisy, draw.timesteps, batch, trainer.adapter(batch.features))
-    errors = (predicted.float() - target).square().mean((1, 2, 3))
-    return (errors * trainer.schedule.weights(draw.timesteps, MIN_SNR)).mean()
 
 
 def widen(tensors: dict[str, Tensor], widths: narrow.Widths) -> dict[str, Tensor]:
@@ -317,14 +352,14 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--start", type=Path, help="a file that an earlier run wrote")
     parser.add_argument("--samples", type=int, default=6000)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=5e-5)
     parser.add_argument(
         "--align", type=int, default=1500, help="steps before, of the projector alone"
     )
     parser.add_argument(
-        "--taught", type=int, default=100, help="steps at the start with the base as teacher"
+        "--study", type=int, default=1000, help="steps before, of every layer beside the caption"
     )
     parser.add_argument("--drop-text", type=float, default=0.6)
     parser.add_argument("--seed", type=int, default=11)

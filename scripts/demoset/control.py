@@ -145,7 +145,7 @@ def training_loss(
             return base(noisy, timesteps, context, control(noisy, timesteps, context, hint))
 
         latents = domain.latents[indices[rows]].to(device)
-        return noise_loss(predict, latents, context, generator)
+        return noise_loss(predict, latents, context, generator, dwell=True)
 
     return loss_of
 

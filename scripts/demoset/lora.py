@@ -127,7 +127,7 @@ def training_loss(
         drawn = torch.rand(2, options.batch, generator=generator, device=device).cpu()
         rows = (drawn[0] * len(indices)).long()
         context = domain.context(indices[rows], drawn[1] >= NO_TEXT).to(device)
-        return noise_loss(base, latents[rows].to(device), context, generator)
+        return noise_loss(base, latents[rows].to(device), context, generator, dwell=True)
 
     return loss_of
 

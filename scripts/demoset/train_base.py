@@ -43,17 +43,29 @@ def alphas_cumprod() -> torch.Tensor:
     return torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, STEPS) ** 2, 0)
 
 
+def early(shares: torch.Tensor) -> torch.Tensor:
+    """Timesteps (n,) from random numbers of 0 to 1, the noisy ones more often."""
+    return (STEPS * shares**EARLY_POWER).long()
+
+
+def weights(timesteps: torch.Tensor, lowest: float) -> torch.Tensor:
+    """What errors of the noise count (n,): min(SNR, 5) / SNR, SNRs below `lowest` as `lowest`."""
+    alpha = alphas_cumprod().to(timesteps.device)[timesteps]
+    ratio = alpha / (1 - alpha)
+    return ratio.clamp(lowest, MAX_SNR) / ratio
+
+
 def noise_loss(
     unet: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     latents: torch.Tensor,
     context: torch.Tensor,
     generator: torch.Generator,
-    early: bool = False,
+    dwell: bool = False,
 ) -> torch.Tensor:
-    """Squared error of the predicted noise, weighted by min(SNR, 5) / SNR (see `EARLY_MIN_SNR`)."""
+    """Squared error of the predicted noise; `dwell`: on the noisiest timesteps (see `weights`)."""
     device = latents.device
     shares = torch.rand(len(latents), generator=generator, device=device)
-    timesteps = (STEPS * shares ** (EARLY_POWER if early else 1)).long()
+    timesteps = early(shares) if dwell else (STEPS * shares).long()
     noise = torch.randn(latents.shape, generator=generator, device=device)
     alpha = alphas_cumprod().to(device)[timesteps]
     signal, deviation = (a[:, None, None, None] for a in (alpha.sqrt(), (1 - alpha).sqrt()))
@@ -61,9 +73,7 @@ def noise_loss(
     with torch.autocast(device.type, torch.bfloat16):
         predicted = unet(noisy, timesteps, context)
     error = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
-    ratio = alpha / (1 - alpha)
-    lowest = EARLY_MIN_SNR if early else None
-    return (error * ratio.clamp(lowest, MAX_SNR) / ratio).mean()
+    return (error * weights(timesteps, EARLY_MIN_SNR if dwell else 0)).mean()
 
 
 class Trainer:

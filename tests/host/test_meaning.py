@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.demoset import SHOWN, Demo, load_demo
+from support.demoset import EVERY_SHAPE, SHOWN, Demo, load_demo
 from torch import Tensor
 
 FAMILIES = ("standard", "Plus")
@@ -47,8 +47,8 @@ class Runs:
 
 
 def figures(demo: Demo, images: Tensor) -> dict[str, float]:
-    """Distance of background and object from the references, and how far silhouettes overlap theirs
-    (only told: shapes do not follow yet)."""
+    """Distance of background and object from the references, and how far silhouettes overlap
+    theirs."""
     to = demo.references.movedim(-1, 1)
     return {
         "background": round(demo.background_distance(images, to), 3),
@@ -74,6 +74,39 @@ def test_shuffled_keys_and_values_follow_nothing(runs: Runs, family: str) -> Non
     found, without = figures(runs.demo, runs.shuffled(family)), figures(runs.demo, runs.nothing)
     assert found["background"] > 0.35 and found["background"] > 0.9 * without["background"]
     assert found["object"] > 0.6 and found["object"] > 0.9 * without["object"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shapes_follow_the_reference(runs: Runs, family: str):
+    demo, to = runs.demo, runs.demo.pictures(EVERY_SHAPE)
+    adapters = {"image": demo.adapter(family), "shuffled": demo.shuffled(family)}
+    made = {
+        name: demo.sample(demo.applied(adapter, to), count=len(to))
+        for name, adapter in adapters.items()
+    }
+    made["nothing"] = demo.sample(count=len(to))
+    found = {name: demo.shapes_recognised(images, EVERY_SHAPE) for name, images in made.items()}
+    overlap = {
+        name: round(demo.shape_overlap(images, to.movedim(-1, 1)), 3)
+        for name, images in made.items()
+    }
+    print(f"\n{family}: shapes recognised {found}, overlap {overlap}", end="")
+    assert found["image"] >= 0.5 and max(found["shuffled"], found["nothing"]) <= 0.25
+    assert overlap["image"] > max(overlap["shuffled"], overlap["nothing"]) + 0.1
+
+
+def test_captions_say_the_shape(runs: Runs):
+    demo = runs.demo
+    shares = [
+        demo.shapes_recognised(
+            demo.sample(caption=f"a {colour} {shape} on a {background} background"),
+            [(shape, colour, background)] * len(SHOWN),
+        )
+        for shape, colour, background in EVERY_SHAPE
+    ]
+    found = sum(shares) / len(shares)
+    print(f"\ncaptions: shapes recognised {found} ({shares})", end="")
+    assert found >= 0.4
 
 
 def test_text_and_image_both_steer(runs: Runs) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -21,6 +22,17 @@ SHOWN = (
     ("cross", "blue", "orange"),
     ("ring", "green", "pink"),
     ("square", "yellow", "purple"),
+)
+# One picture of each shape, for what only shapes can tell.
+EVERY_SHAPE = (
+    ("circle", "red", "green"),
+    ("square", "blue", "brown"),
+    ("triangle", "yellow", "purple"),
+    ("star", "pink", "black"),
+    ("ring", "red", "cyan"),
+    ("cross", "blue", "white"),
+    ("diamond", "grey", "yellow"),
+    ("moon", "green", "pink"),
 )
 
 
@@ -47,9 +59,13 @@ class Demo:
     @cached_property
     def references(self) -> Tensor:
         """One picture per entry of SHOWN, (4, 128, 128, 3)."""
+        return self.pictures(SHOWN)
+
+    def pictures(self, shown: Sequence[tuple[str, str, str]]) -> Tensor:
+        """One picture per shape, its colour and the background's, (n, 128, 128, 3)."""
         scenes = self.tools.scenes
         pictures = []
-        for number, (shape, colour, background) in enumerate(SHOWN):
+        for number, (shape, colour, background) in enumerate(shown):
             place = ((64.0, 64.0), 36.0, 0.0)
             item = scenes.Item(shape, colour, "plain", "medium", "centre", *place)
             scene = scenes.Scene(background, None, False, (item,))
@@ -161,6 +177,11 @@ class Demo:
             one, two = mask(a), mask(b)
             total += float((one & two).sum() / (one | two).sum().clamp(min=1))
         return total / len(to)
+
+    def shapes_recognised(self, images: Tensor, shown: Sequence[tuple[str, str, str]]) -> float:
+        """Share of the pictures whose silhouette fits the right shape best; chance is 1/8."""
+        found = [self.tools.scenes.detected_shape(image) for image in images]
+        return sum(name == one[0] for name, one in zip(found, shown, strict=True)) / len(shown)
 
     def far(self, image: Tensor, background: str) -> float:
         """Distance of one picture's background to a named colour."""
