@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.page import READY, Editor
@@ -23,7 +24,7 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A server of the browser tests' own: what others leave in its history and folders, broken
     files and inputs that are no numbers, is not what a page should be judged by."""
     with running(tmp_path_factory.mktemp("browser")) as server:
@@ -31,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator:
+def browser() -> Iterator[Any]:
     """A headless Chromium that reaches nothing but this machine."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
     with playwright.sync_playwright() as driver:
@@ -41,7 +42,7 @@ def browser() -> Iterator:
 
 
 @contextmanager
-def editor(browser, server, vue: bool) -> Iterator[Editor]:
+def editor(browser: Any, server: Any, vue: bool) -> Iterator[Editor]:
     """The graph editor on a fresh page, with the classic canvas or with Nodes 2.0."""
     settings = {
         "Comfy.TutorialCompleted": True,
@@ -64,7 +65,7 @@ def editor(browser, server, vue: bool) -> Iterator[Editor]:
         context.close()
 
 
-def _local_only(route, url: str) -> None:
+def _local_only(route: Any, url: str) -> None:
     if route.request.url.startswith((url, "data:", "blob:")):
         route.continue_()
     else:
@@ -72,21 +73,21 @@ def _local_only(route, url: str) -> None:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes2"])
-def opened(request, browser, server) -> Iterator[Editor]:
+def opened(request: pytest.FixtureRequest, browser: Any, server: Any) -> Iterator[Editor]:
     """A page that a module's tests share, once with the classic canvas and once with Nodes 2.0."""
     with editor(browser, server, request.param) as made:
         yield made
 
 
 @pytest.fixture
-def page(opened) -> Editor:
+def page(opened: Editor) -> Editor:
     """The `Editor`, empty and without errors."""
     opened.clear()
     return opened
 
 
 @pytest.fixture
-def picture(request) -> Path:
+def picture(request: pytest.FixtureRequest) -> Path:
     """Where a test puts its screenshot."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     name = "".join(letter if letter.isalnum() else "_" for letter in request.node.name)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from support.help import PAGES
+from support.page import Editor
 
 NAMES = ("IPAdapterUnifiedLoader", "IPAdapterMS", "IPAdapterWeights")
 FREE = b'{"free_memory": true, "unload_models": true}'
 
 
-def status_graph(page):
+def status_graph(page: Editor) -> dict[str, Any]:
     """The loader, and a node that makes it run, as a saved workflow."""
     script = """() => {
         const [loader, preview] = ["IPAdapterModelLoader", "PreviewAny"].map((kind, index) => {
@@ -29,7 +32,7 @@ def status_graph(page):
     return saved
 
 
-def test_loader_says_what_it_loaded(page, server, picture):
+def test_loader_says_what_it_loaded(page: Editor, server: Any, picture: Path) -> None:
     """The status line, after a real run: a node that was cached has nothing new to say."""
     server.fetch("/free", FREE)
     page.load(status_graph(page))
@@ -50,7 +53,7 @@ SPARE = """() => {
 }"""
 
 
-def encoder_graph(page):
+def encoder_graph(page: Editor) -> dict[str, Any]:
     """The Encoder node with a wide picture, and a node that makes it run, as a saved workflow."""
     script = """(weight) => {
         const add = (kind, x, y) => {
@@ -74,7 +77,7 @@ def encoder_graph(page):
     return saved
 
 
-def test_encoder_shows_what_it_sees(page, server, picture):
+def test_encoder_shows_what_it_sees(page: Editor, server: Any, picture: Path) -> None:
     """The square on the node, and that a wide picture loses its sides."""
     Image.linear_gradient("L").resize((480, 160)).save(server.base / "input" / "wide.png")
     page.load(encoder_graph(page))
@@ -97,7 +100,7 @@ def test_encoder_shows_what_it_sees(page, server, picture):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_help_renders(page, name, picture):
+def test_help_renders(page: Editor, name: str, picture: Path) -> None:
     node = page.add(name)
     page.page.evaluate("id => app.canvas.selectNode(app.graph.getNodeById(id))", node)
     page.settle()
@@ -114,7 +117,7 @@ def test_help_renders(page, name, picture):
     assert page.problems() == []
 
 
-def test_every_page_is_served(server, root):
+def test_every_page_is_served(server: Any, root: Path) -> None:
     for path in PAGES.glob("*.md"):
         served = server.fetch(f"/extensions/image-prompt-adapter/docs/{path.name}")
         assert served == path.read_bytes()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.page import Editor
 
 LOCALES = Path(__file__).resolve().parents[2] / "locales"
 SHOWN = """() => {
@@ -22,24 +23,24 @@ def meaning(language: str, code: str) -> str:
     return texts["imagePromptProblems"][code]
 
 
-def speak(page, language: str) -> None:
+def speak(page: Editor, language: str) -> None:
     page.page.evaluate(f"() => app.extensionManager.setting.set('Comfy.Locale', '{language}')")
     page.settle()
 
 
 @pytest.fixture
-def chinese(page) -> Iterator:
+def chinese(page: Editor) -> Iterator[Editor]:
     speak(page, "zh")
     yield page
     speak(page, "en")
 
 
-def run(page, node: int, weights: str) -> None:
+def run(page: Editor, node: int, weights: str) -> None:
     page.set_widget(node, "weights", weights)
     page.run()
 
 
-def test_errors_are_explained(chinese, picture):
+def test_errors_are_explained(chinese: Editor, picture: Path) -> None:
     page = chinese
     node = page.add("IPAdapterWeights")
     page.page.evaluate(SHOWN)

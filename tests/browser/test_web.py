@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from support.page import Editor
 
 EDITOR = ".image-prompt-layers svg"
 PART = ".image-prompt-layers"
 
 
-def heights(page) -> list[float]:
+def heights(page: Editor) -> list[float]:
     """Height of every bar, in the drawing's pixels."""
     script = "bars => bars.map(bar => Number(bar.getAttribute('height')))"
     return page.page.eval_on_selector_all(f"{EDITOR} [data-layer] rect", script)
 
 
-def test_layer_editor_drags(page, picture):
+def test_layer_editor_drags(page: Editor, picture: Path) -> None:
     node = page.add("IPAdapterMS")
     assert len(heights(page)) == 11
     assert page.widget(node, "layer_weights") == ""
@@ -29,7 +32,7 @@ def test_layer_editor_drags(page, picture):
     assert page.problems() == []
 
 
-def test_layer_editor_paints_and_rests(page):
+def test_layer_editor_paints_and_rests(page: Editor) -> None:
     node = page.add("IPAdapterMS")
     page.drag(EDITOR, (0.5 / 11, 0.84), (10.5 / 11, 0.84))
     assert page.widget(node, "layer_weights") == "0:0"
@@ -37,7 +40,7 @@ def test_layer_editor_paints_and_rests(page):
     assert page.widget(node, "layer_weights").startswith("6:")
 
 
-def test_layer_editor_follows_text(page):
+def test_layer_editor_follows_text(page: Editor) -> None:
     node = page.add("IPAdapterMS")
     page.set_widget(node, "layer_weights", "3:2.5, 6:1")
     tall = [index for index, height in enumerate(heights(page)) if height > 2]
@@ -51,7 +54,7 @@ def test_layer_editor_follows_text(page):
     assert page.widget(node, "layer_weights") == "3;2.5"
 
 
-def test_layer_editor_presets_and_base(page, picture):
+def test_layer_editor_presets_and_base(page: Editor, picture: Path) -> None:
     node = page.add("IPAdapterMS")
     menus = page.page.locator(f"{PART} select")
     menus.nth(1).select_option("style and composition")
@@ -66,7 +69,7 @@ def test_layer_editor_presets_and_base(page, picture):
     assert len([height for height in heights(page) if height > 2]) == 16
 
 
-def test_layer_editor_keys(page):
+def test_layer_editor_keys(page: Editor) -> None:
     node = page.add("IPAdapterMS")
     page.set_widget(node, "layer_weights", "0:1")
     page.drag(EDITOR, (0.5 / 11, 0.42), (0.5 / 11, 0.42))
@@ -76,7 +79,7 @@ def test_layer_editor_keys(page):
     assert page.widget(node, "layer_weights") == "0:1.56, 1:-0.05"
 
 
-def test_layer_editor_survives_saving(page):
+def test_layer_editor_survives_saving(page: Editor) -> None:
     node = page.add("IPAdapterMS", layers_of="SD1.5")
     page.set_widget(node, "layer_weights", "15:0.7, 2:1.25")
     saved = page.saved()
@@ -91,7 +94,7 @@ def test_layer_editor_survives_saving(page):
     assert "layer_editor" not in queued["inputs"]
 
 
-def test_dragged_layers_are_saved_and_queued(page, picture):
+def test_dragged_layers_are_saved_and_queued(page: Editor, picture: Path) -> None:
     """The whole way: a real mouse, a saved file, a page loaded anew, the prompt."""
     page.add("IPAdapterMS")
     page.load(page.saved())
@@ -112,7 +115,7 @@ def test_dragged_layers_are_saved_and_queued(page, picture):
     assert page.problems() == []
 
 
-def test_curve_follows_settings(page, picture):
+def test_curve_follows_settings(page: Editor, picture: Path) -> None:
     node = page.add("IPAdapterWeights")
     line = ".image-prompt-curve polyline"
     page.set_widget(node, "frames", 16)
@@ -129,7 +132,7 @@ def test_curve_follows_settings(page, picture):
     assert page.problems() == []
 
 
-def test_wires_have_a_colour(page):
+def test_wires_have_a_colour(page: Editor) -> None:
     page.add("IPAdapterAdvanced")
     used = """() => {
         const style = getComputedStyle(document.documentElement);
@@ -143,7 +146,7 @@ def test_wires_have_a_colour(page):
 
 
 @pytest.mark.parametrize("text", ["one line", "MODEL  SD1.5\n" + "\n".join("abcdefgh")])
-def test_result_text_appears(page, text, picture):
+def test_result_text_appears(page: Editor, text: str, picture: Path) -> None:
     """A node shows the text of its result."""
     node = page.add("IPAdapterModelLoader")
     page.page.evaluate(

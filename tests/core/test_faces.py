@@ -9,6 +9,7 @@ import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def analysis(models: Path):
+def analysis(models: Path) -> Any:
     pytest.importorskip("insightface")
     return load_faces(models, "buffalo_l")
 
@@ -58,7 +59,7 @@ def test_packs_load_with_detection_and_recognition_only(models: Path, pack: str)
 
 
 @pytest.mark.parametrize("size", CROP_SIZES.values())
-def test_face_of_the_photograph(analysis, photograph: Tensor, size: int) -> None:
+def test_face_of_the_photograph(analysis: Any, photograph: Tensor, size: int) -> None:
     from support.face_models import KEYPOINTS
 
     found = find_faces(analysis, photograph, size)
@@ -76,7 +77,7 @@ def test_face_of_the_photograph(analysis, photograph: Tensor, size: int) -> None
     assert (middle - around).abs().max() < 0.1
 
 
-def test_embedding_is_the_librarys_own(analysis, photograph: Tensor) -> None:
+def test_embedding_is_the_librarys_own(analysis: Any, photograph: Tensor) -> None:
     bgr = (photograph[0] * 255).round().to(torch.uint8).flip(-1).contiguous().numpy()
     (face,) = analysis.get(bgr)
     found = find_faces(analysis, photograph, 224)
@@ -84,7 +85,7 @@ def test_embedding_is_the_librarys_own(analysis, photograph: Tensor) -> None:
     assert (found.normed[0] - torch.from_numpy(face.normed_embedding)).abs().max() < 1e-6
 
 
-def test_detection_leaves_the_shared_detector_as_it_was(analysis, photograph: Tensor) -> None:
+def test_detection_leaves_the_shared_detector_as_it_was(analysis: Any, photograph: Tensor) -> None:
     before = analysis.det_model.input_size, list(getattr(analysis.det_model, "input_sizes", []))
     find_faces(analysis, photograph[:, 20:240, 110:330], 224)
     with pytest.raises(ValueError, match="no face found"):
@@ -95,7 +96,7 @@ def test_detection_leaves_the_shared_detector_as_it_was(analysis, photograph: Te
 
 @pytest.mark.parametrize(("left", "top", "side", "border"), [(110, 20, 220, 0), (155, 60, 140, 70)])
 def test_large_faces_are_found_at_smaller_sizes_or_with_a_border(
-    analysis, photograph: Tensor, left: int, top: int, side: int, border: int
+    analysis: Any, photograph: Tensor, left: int, top: int, side: int, border: int
 ) -> None:
     from support.face_models import KEYPOINTS
 
@@ -107,7 +108,7 @@ def test_large_faces_are_found_at_smaller_sizes_or_with_a_border(
     assert abs(found.keypoints + offset - KEYPOINTS).max() < 16
 
 
-def test_alpha_is_ignored(analysis, photograph: Tensor) -> None:
+def test_alpha_is_ignored(analysis: Any, photograph: Tensor) -> None:
     rgba = torch.cat([photograph, torch.zeros(1, 512, 512, 1)], dim=-1)
     plain, with_alpha = (find_faces(analysis, image, 224).raw for image in (photograph, rgba))
     assert torch.equal(plain, with_alpha)
@@ -117,9 +118,15 @@ class FixedDetector:
     """Two boxes with their own landmarks; keeps the sizes it was asked for."""
 
     def __init__(self) -> None:
-        self.sizes: list[tuple[int, int]] = []
+        self.sizes: list[tuple[int, int] | None] = []
 
-    def detect(self, picture, input_size=None, max_num=0, metric="default"):
+    def detect(
+        self,
+        picture: Any,
+        input_size: tuple[int, int] | None = None,
+        max_num: int = 0,
+        metric: str = "default",
+    ) -> tuple[Any, Any]:
         """The signature of InsightFace 0.7.3, which has no further parameters."""
         import numpy as np
 
@@ -129,11 +136,11 @@ class FixedDetector:
         return boxes, np.stack([points, points * 5 + 100])
 
 
-def test_largest_face_wins_over_the_surest(analysis, photograph: Tensor) -> None:
+def test_largest_face_wins_over_the_surest(analysis: Any, photograph: Tensor) -> None:
     seen = []
 
     class Recogniser:
-        def get(self, picture, face):
+        def get(self, picture: Any, face: Any) -> None:
             import numpy as np
 
             seen.append(face.kps)
@@ -145,7 +152,7 @@ def test_largest_face_wins_over_the_surest(analysis, photograph: Tensor) -> None
     assert stand_in.det_model.sizes == [(640, 640)]
 
 
-def test_policies_for_pictures_without_a_face(analysis, photograph: Tensor) -> None:
+def test_policies_for_pictures_without_a_face(analysis: Any, photograph: Tensor) -> None:
     batch = torch.cat([nobody(), photograph, nobody(), photograph.flip(0)])
     with pytest.raises(ValueError, match=r"image: no face found in image 1, 3 of 4"):
         find_faces(analysis, batch, 224)
@@ -157,7 +164,7 @@ def test_policies_for_pictures_without_a_face(analysis, photograph: Tensor) -> N
 
 
 @pytest.mark.parametrize("policy", ["error", "skip", "reuse previous"])
-def test_no_face_at_all(analysis, policy: str) -> None:
+def test_no_face_at_all(analysis: Any, policy: str) -> None:
     with pytest.raises(ValueError, match="no face found") as caught:
         find_faces(analysis, nobody(), 224, policy, name="image_negative")
     assert str(caught.value) == (
@@ -169,7 +176,7 @@ def test_no_face_at_all(analysis, policy: str) -> None:
         find_faces(analysis, nobody().repeat(3, 1, 1, 1), 224, policy)
 
 
-def test_wrong_inputs(analysis) -> None:
+def test_wrong_inputs(analysis: Any) -> None:
     with pytest.raises(ValueError, match="InsightFace is not connected"):
         find_faces(None, nobody(), 224)
     with pytest.raises(ValueError, match=r"expected a batch of pictures, got a tensor of shape"):
@@ -284,7 +291,7 @@ def without(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
         monkeypatch.delitem(sys.modules, name)
     real = builtins.__import__
 
-    def guarded(name: str, *rest, **more):
+    def guarded(name: str, *rest: Any, **more: Any) -> Any:
         if name.split(".")[0] == "insightface":
             raise error
         return real(name, *rest, **more)
@@ -333,6 +340,6 @@ def test_providers(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFix
         faces._providers("TPU")
 
 
-def test_environment_line(analysis) -> None:
+def test_environment_line(analysis: Any) -> None:
     assert faces.environment().startswith("INSIGHTFACE  works (Python 3")
     assert math.isfinite(len(faces.environment()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def trainer(settings: TrainSettings = SETTINGS, predict: Callable = toy_unet) ->
     return Trainer(new_adapter(), samples(), predict, schedule(), settings)
 
 
-def test_standard_sd15_adapter_has_the_papers_parameter_count():
+def test_standard_sd15_adapter_has_the_papers_parameter_count() -> None:
     token_dim, widths = BASES["SD1.5"]
     plan = ProjectorPlan(Family.STANDARD, 1024, token_dim)
     with torch.device("meta"):
@@ -80,7 +81,7 @@ def test_standard_sd15_adapter_has_the_papers_parameter_count():
 
 
 @pytest.mark.parametrize("family", [Family.STANDARD, Family.PLUS])
-def test_its_tensors_are_an_adapter_file(family: Family):
+def test_its_tensors_are_an_adapter_file(family: Family) -> None:
     module = new_adapter(family)
     adapter = Adapter.from_checkpoint(checkpoint_from_dict(module.state_dict(), "new"))
     assert adapter.spec.family is family
@@ -92,7 +93,7 @@ def test_its_tensors_are_an_adapter_file(family: Family):
     assert all(torch.equal(value, again[key]) for key, value in module.state_dict().items())
 
 
-def test_keys_and_values_begin_as_the_text_projections():
+def test_keys_and_values_begin_as_the_text_projections() -> None:
     weights = new_adapter().state_dict()
     for number, width in enumerate(WIDTHS):
         key = weights[f"ip_adapter.{2 * number + 1}.to_k_ip.weight"]
@@ -101,7 +102,7 @@ def test_keys_and_values_begin_as_the_text_projections():
         assert torch.equal(value, rand(width, TOKEN, seed=width + 1))
 
 
-def test_resampler_has_the_official_dimensions():
+def test_resampler_has_the_official_dimensions() -> None:
     for base, dim, heads in (("SD1.5", 768, 12), ("SDXL", 1280, 20)):
         shapes = ProjectorPlan(Family.PLUS, 1280, BASES[base][0]).shapes
         assert shapes["latents"] == (1, 16, dim)
@@ -109,12 +110,12 @@ def test_resampler_has_the_official_dimensions():
         assert "layers.4.0.to_q.weight" not in shapes
 
 
-def test_other_families_are_refused():
+def test_other_families_are_refused() -> None:
     with pytest.raises(ValueError, match="FaceID family cannot be trained: choose standard, Plus"):
         ProjectorPlan(Family.FACEID, 512, 768)
 
 
-def test_loss_falls_and_global_random_state_is_untouched():
+def test_loss_falls_and_global_random_state_is_untouched() -> None:
     before = torch.get_rng_state()
     run = trainer(replace(SETTINGS, steps=60))
     assert train(run, lambda step, loss: True) is None
@@ -122,7 +123,7 @@ def test_loss_falls_and_global_random_state_is_untouched():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_loss_is_compared_with_that_of_the_base_alone():
+def test_loss_is_compared_with_that_of_the_base_alone() -> None:
     """Now and then, on the very same draw; the comparison changes nothing in the training."""
     run, twin = trainer(), trainer()
     draw = twin.draw()
@@ -144,7 +145,7 @@ def plain_error(draw: Draw) -> Tensor:
     return (toy_unet(noisy, draw.timesteps, batch, ()) - draw.noise).square().mean()
 
 
-def test_velocity_target_is_the_hosts_formula():
+def test_velocity_target_is_the_hosts_formula() -> None:
     latents, noise = rand(2, 4, 4, 4), rand(2, 4, 4, 4, seed=1)
     steps = torch.tensor([3, 900])
     v = schedule(Prediction.V)
@@ -157,7 +158,7 @@ def test_velocity_target_is_the_hosts_formula():
 
 
 @pytest.mark.parametrize(("prediction", "offset"), [(Prediction.EPS, 0), (Prediction.V, 1)])
-def test_min_snr_weighs_as_published(prediction: Prediction, offset: int):
+def test_min_snr_weighs_as_published(prediction: Prediction, offset: int) -> None:
     timesteps = torch.tensor([0, 300, 999])
     snr = schedule().sigmas[timesteps].double() ** -2
     expected = [min(float(one), 0.5) / (float(one) + offset) for one in snr]
@@ -165,7 +166,7 @@ def test_min_snr_weighs_as_published(prediction: Prediction, offset: int):
     torch.testing.assert_close(found.double(), torch.tensor(expected).double(), rtol=1e-4, atol=0)
 
 
-def test_min_snr_changes_the_loss_and_zero_does_not():
+def test_min_snr_changes_the_loss_and_zero_does_not() -> None:
     plain, same, other = (
         trainer(replace(SETTINGS, **changes)).step()
         for changes in ({}, {"min_snr": 0.0}, {"min_snr": 0.01})
@@ -173,7 +174,7 @@ def test_min_snr_changes_the_loss_and_zero_does_not():
     assert plain == same != other
 
 
-def test_drops_come_at_their_rates_and_never_overlap():
+def test_drops_come_at_their_rates_and_never_overlap() -> None:
     settings = replace(SETTINGS, batch_size=20_000, drop_image=0.1, drop_text=0.2, drop_both=0.3)
     draw = trainer(settings).draw()
     both = draw.drop_image & draw.drop_text
@@ -182,7 +183,7 @@ def test_drops_come_at_their_rates_and_never_overlap():
         assert abs(float(flags.float().mean()) - rate) < 0.02
 
 
-def test_dropped_image_and_text_are_replaced():
+def test_dropped_image_and_text_are_replaced() -> None:
     data = samples()
     yes, no = torch.tensor([True, False]), torch.tensor([False, True])
     batch = data.batch(torch.tensor([2, 4]), yes, no)
@@ -192,12 +193,12 @@ def test_dropped_image_and_text_are_replaced():
     assert torch.equal(batch.text[1], data.prompts.empty[0])
 
 
-def test_every_sample_comes_once_a_round():
+def test_every_sample_comes_once_a_round() -> None:
     run = trainer(replace(SETTINGS, batch_size=7))
     assert sorted(run.draw().samples.tolist()) == list(range(7))
 
 
-def test_accumulation_is_a_larger_batch(monkeypatch: pytest.MonkeyPatch):
+def test_accumulation_is_a_larger_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = trainer(replace(SETTINGS, batch_size=6)).draw()
 
     def gradients(batch_size: int) -> Tensor:
@@ -218,7 +219,9 @@ def same(one: TrainState, two: TrainState) -> bool:
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
-def test_stopping_keeps_the_step_and_resuming_is_bit_identical(tmp_path: Path, average: float):
+def test_stopping_keeps_the_step_and_resuming_is_bit_identical(
+    tmp_path: Path, average: float
+) -> None:
     settings = replace(SETTINGS, average=average)
     whole = trainer(settings)
     states: dict[int, TrainState] = {}
@@ -242,7 +245,7 @@ def test_stopping_keeps_the_step_and_resuming_is_bit_identical(tmp_path: Path, a
         assert same(resumed.state(), states[20])
 
 
-def test_average_is_the_result_and_differs_from_the_weights():
+def test_average_is_the_result_and_differs_from_the_weights() -> None:
     run = trainer(replace(SETTINGS, average=0.9))
     train(run, lambda step, loss: True)
     state = run.state()
@@ -253,14 +256,14 @@ def test_average_is_the_result_and_differs_from_the_weights():
 def broken_at(step: int) -> Callable:
     calls = iter(range(1, 1000))
 
-    def predict(*inputs) -> Tensor:
+    def predict(*inputs: Any) -> Tensor:
         out, with_adapter = toy_unet(*inputs), bool(inputs[-1])
         return out * float("nan") if with_adapter and next(calls) == step else out
 
     return predict
 
 
-def test_nan_stops_with_step_and_advice_and_keeps_the_last_good_weights():
+def test_nan_stops_with_step_and_advice_and_keeps_the_last_good_weights() -> None:
     good = trainer(replace(SETTINGS, steps=6))
     train(good, lambda step, loss: True)
     run = trainer(SETTINGS, broken_at(7))
@@ -272,16 +275,16 @@ def test_nan_stops_with_step_and_advice_and_keeps_the_last_good_weights():
         train(trainer(SETTINGS, broken_at(1)), lambda step, loss: True)
 
 
-def test_out_of_memory_names_the_settings():
-    def predict(*inputs) -> Tensor:
+def test_out_of_memory_names_the_settings() -> None:
+    def predict(*inputs: Any) -> Tensor:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(StepFailed, match="batch_size \\(it is 3\\).*resolution.*bf16"):
         trainer(SETTINGS, predict).step()
 
 
-def test_other_errors_are_not_hidden():
-    def predict(*inputs) -> Tensor:
+def test_other_errors_are_not_hidden() -> None:
+    def predict(*inputs: Any) -> Tensor:
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
@@ -298,12 +301,12 @@ def test_other_errors_are_not_hidden():
         ({"min_snr": -1.0}, "min_snr is -1.0"),
     ],
 )
-def test_impossible_settings_are_refused(change: dict, message: str):
+def test_impossible_settings_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainSettings(**change)
 
 
-def test_parts_that_do_not_belong_together_are_refused():
+def test_parts_that_do_not_belong_together_are_refused() -> None:
     data = samples()
     with pytest.raises(ValueError, match="7 latents and 5 images"):
         TrainingSet(data.latents, data.features[:5], data.no_features, data.prompts)
@@ -316,7 +319,7 @@ def test_parts_that_do_not_belong_together_are_refused():
         TrainingSet(data.latents[:0], data.features[:0], data.no_features, data.prompts)
 
 
-def test_resume_from_another_adapter_is_refused():
+def test_resume_from_another_adapter_is_refused() -> None:
     state = trainer().state()
     other = Trainer(new_adapter(num_tokens=2), samples(), toy_unet, schedule(), SETTINGS)
     with pytest.raises(ValueError, match="resume_from is another adapter: image_proj"):
@@ -328,7 +331,7 @@ def test_resume_from_another_adapter_is_refused():
         few.restore(run.state())
 
 
-def test_texts_of_different_lengths_meet_in_the_middle():
+def test_texts_of_different_lengths_meet_in_the_middle() -> None:
     short, long = same_length([rand(1, 77, 4), rand(2, 154, 4)])
     assert short.shape == (1, 154, 4) and torch.equal(short[:, :77], short[:, 77:])
     assert long.shape == (2, 154, 4)
@@ -342,7 +345,7 @@ def picture(path: Path, size: tuple[int, int] = (9, 6), caption: str | None = No
         path.with_suffix(".txt").write_text(caption, encoding="utf-8")
 
 
-def test_folder_of_pictures_and_captions(tmp_path: Path):
+def test_folder_of_pictures_and_captions(tmp_path: Path) -> None:
     picture(tmp_path / "b.png", caption="second")
     picture(tmp_path / "a.jpg", caption=" first \n")
     (tmp_path / "notes.md").write_text("not a picture")
@@ -352,7 +355,7 @@ def test_folder_of_pictures_and_captions(tmp_path: Path):
     assert found.image(1).shape == (1, 6, 9, 3)
 
 
-def test_broken_folders_are_explained(tmp_path: Path):
+def test_broken_folders_are_explained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no readable picture"):
         read_folder(tmp_path)
     picture(tmp_path / "a.png", caption="one")
@@ -372,7 +375,7 @@ def test_broken_folders_are_explained(tmp_path: Path):
 @pytest.mark.parametrize("state", [False, True])
 def test_a_failed_write_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: bool
-):
+) -> None:
     def full(_tensors: object, path: Path, *_metadata: object) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
@@ -392,7 +395,7 @@ def test_a_failed_write_leaves_nothing(
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_state_of_another_adapter_is_not_used(tmp_path: Path):
+def test_a_state_of_another_adapter_is_not_used(tmp_path: Path) -> None:
     run = trainer()
     path = write_adapter(tmp_path / "adapter", run.state().result, {})
     write_state(path, run.state().tensors())
@@ -404,7 +407,7 @@ def test_a_state_of_another_adapter_is_not_used(tmp_path: Path):
     assert state_of(Adapter.from_checkpoint(read_checkpoint(other))) is None
 
 
-def test_loss_curve_is_drawn_for_any_history():
+def test_loss_curve_is_drawn_for_any_history() -> None:
     for losses in ([], [0.3], [0.3, 0.3], [1.0 / (i + 1) for i in range(500)]):
         compared = [(step + 1, 1 - step / 1000) for step in range(0, len(losses), COMPARE_EVERY)]
         picture = loss_curve(losses, compared, 500, "Stopped after step 3 of 500.")

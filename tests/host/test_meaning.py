@@ -77,7 +77,7 @@ def test_shuffled_keys_and_values_follow_nothing(runs: Runs, family: str) -> Non
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shapes_follow_the_reference(runs: Runs, family: str):
+def test_shapes_follow_the_reference(runs: Runs, family: str) -> None:
     demo, to = runs.demo, runs.demo.pictures(EVERY_SHAPE)
     adapters = {"image": demo.adapter(family), "shuffled": demo.shuffled(family)}
     made = {
@@ -95,7 +95,7 @@ def test_shapes_follow_the_reference(runs: Runs, family: str):
     assert overlap["image"] > max(overlap["shuffled"], overlap["nothing"]) + 0.1
 
 
-def test_captions_say_the_shape(runs: Runs):
+def test_captions_say_the_shape(runs: Runs) -> None:
     demo = runs.demo
     shares = [
         demo.shapes_recognised(

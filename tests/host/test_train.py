@@ -83,7 +83,7 @@ def interrupted(host: Any, pair: Pair) -> tuple[Any, Any]:
         comfy.utils.set_progress_bar_global_hook(None)
 
 
-def test_loss_falls(trained: tuple[Any, str]):
+def test_loss_falls(trained: tuple[Any, str]) -> None:
     losses = trained[0].losses
     assert len(losses) == STEPS
     assert float(losses[-40:].mean()) < 0.85 * float(losses[:40].mean())
@@ -91,7 +91,7 @@ def test_loss_falls(trained: tuple[Any, str]):
     assert float(shares[-4:].mean()) < 0.9 * float(shares[:4].mean())
 
 
-def test_base_is_not_changed(host: Any, pair: Pair, trained: tuple[Any, str]):
+def test_base_is_not_changed(host: Any, pair: Pair, trained: tuple[Any, str]) -> None:
     model = host_model(pair)
     before = {k: v.clone() for k, v in model.model.diffusion_model.state_dict().items()}
     node(host, model, steps=3)
@@ -102,7 +102,7 @@ def test_base_is_not_changed(host: Any, pair: Pair, trained: tuple[Any, str]):
 
 def test_saved_file_gives_the_same_unet_output_here_and_in_diffusers(
     host: Any, pair: Pair, trained: tuple[Any, str]
-):
+) -> None:
     graph = {
         "1": {"class_type": "TestTrainingInputs", "inputs": {}},
         "2": {"class_type": "IPAdapterModelLoader", "inputs": {"ipadapter_file": trained[1]}},
@@ -131,7 +131,7 @@ def test_saved_file_gives_the_same_unet_output_here_and_in_diffusers(
     assert float((ours - plain).abs().max()) > 1e-3
 
 
-def test_saved_file_says_what_it_is(host: Any, trained: tuple[Any, str]):
+def test_saved_file_says_what_it_is(host: Any, trained: tuple[Any, str]) -> None:
     from safetensors import safe_open
 
     with safe_open(host.models("ipadapter") / trained[1], "pt") as file:
@@ -142,7 +142,7 @@ def test_saved_file_says_what_it_is(host: Any, trained: tuple[Any, str]):
 
 def test_interrupt_keeps_the_adapter_of_that_step(
     host: Any, pair: Pair, interrupted: tuple[Any, Any]
-):
+) -> None:
     state, _resumed = interrupted
     assert state.steps == 50
     (file,) = host.models("ipadapter").glob("stopped_*.safetensors")
@@ -153,7 +153,7 @@ def test_interrupt_keeps_the_adapter_of_that_step(
 
 def test_resume_is_bit_identical_to_an_uninterrupted_run(
     host: Any, trained: tuple[Any, str], interrupted: tuple[Any, Any]
-):
+) -> None:
     state, resumed = interrupted
     assert not same(state, resumed)
     assert same(resumed, trained[0])
@@ -219,13 +219,13 @@ CASES = [(TINY_SD15, "standard"), (TINY_SD15, "Plus"), (TINY_SDXL, "standard")]
 
 
 @pytest.mark.parametrize(("geometry", "family"), CASES, ids=lambda c: getattr(c, "name", c))
-def test_one_step_equals_the_official_recipe(host: Any, geometry: Geometry, family: str):
+def test_one_step_equals_the_official_recipe(host: Any, geometry: Geometry, family: str) -> None:
     errors = compare_with_the_recipe(host, geometry, family)
     assert max(errors.values()) < 1e-4, max(errors.items(), key=lambda item: item[1])
 
 
 @pytest.mark.slow
-def test_one_step_equals_the_official_recipe_on_full_sd15(host: Any):
+def test_one_step_equals_the_official_recipe_on_full_sd15(host: Any) -> None:
     errors = compare_with_the_recipe(host, FULL_SD15, "standard")
     print(f"\nlargest relative difference on full SD1.5: {max(errors.values()):.1e}")
     assert max(errors.values()) < 1e-4, max(errors.items(), key=lambda item: item[1])
@@ -257,7 +257,7 @@ def node(host: Any, model: Any, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
-def test_frozen_base_in_half_precision(host: Any, pair: Pair, precision: str):
+def test_frozen_base_in_half_precision(host: Any, pair: Pair, precision: str) -> None:
     adapter = node(host, host_model(pair, torch.float16), precision=precision, family="Plus")
     assert adapter.spec.family.value == "Plus" and adapter.spec.num_tokens == 16
     state = adapter.training
@@ -268,7 +268,7 @@ def test_frozen_base_in_half_precision(host: Any, pair: Pair, precision: str):
     )
 
 
-def test_lora_on_the_model_reaches_the_first_keys(host: Any, pair: Pair):
+def test_lora_on_the_model_reaches_the_first_keys(host: Any, pair: Pair) -> None:
     model, frozen = host_model(pair), host.module("ipadapter.host.frozen")
     key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     plain = model.model.state_dict()[key].clone()
@@ -310,7 +310,7 @@ def folder(host: Any, name: str, count: int = 3, captions: bool = True) -> Path:
     return path
 
 
-def test_folder_of_pictures_with_captions(host: Any, pair: Pair):
+def test_folder_of_pictures_with_captions(host: Any, pair: Pair) -> None:
     folder(host, "good")
     given = {"latent": None, "images": None, "conditioning": None, "resolution": 64}
     adapter = node(
@@ -343,13 +343,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_explained(host: Any, pair: Pair, case: str):
+def test_bad_input_is_explained(host: Any, pair: Pair, case: str) -> None:
     changes, message = BAD[case]
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         node(host, host_model(pair), **changes)
 
 
-def test_broken_folders_are_explained(host: Any, pair: Pair):
+def test_broken_folders_are_explained(host: Any, pair: Pair) -> None:
     given = {"latent": None, "images": None, "conditioning": None, "resolution": 64}
     given |= {"vae": tiny_vae(), "clip": Words()}
     folder(host, "empty", count=0)
@@ -366,7 +366,7 @@ def test_broken_folders_are_explained(host: Any, pair: Pair):
         node(host, host_model(pair), **given, image_folder="broken", skip_unreadable=True)
 
 
-def test_models_without_cross_attention_or_noise_are_refused(host: Any, pair: Pair):
+def test_models_without_cross_attention_or_noise_are_refused(host: Any, pair: Pair) -> None:
     import comfy.model_sampling
 
     flow = host_model(pair)
@@ -382,7 +382,7 @@ def test_models_without_cross_attention_or_noise_are_refused(host: Any, pair: Pa
         node(host, bare)
 
 
-def test_velocity_model_trains_to_another_target(host: Any, pair: Pair):
+def test_velocity_model_trains_to_another_target(host: Any, pair: Pair) -> None:
     import comfy.model_sampling
 
     bases = (comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION)
@@ -398,13 +398,13 @@ def save(host: Any, adapter: Any, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "../out", "/etc/passwd", "a/../../b", "C:\\x"])
-def test_saving_stays_in_its_folder(host: Any, pair: Pair, prefix: str):
+def test_saving_stays_in_its_folder(host: Any, pair: Pair, prefix: str) -> None:
     adapter = node(host, host_model(pair))
     with pytest.raises(ValueError, match="folder|name"):
         save(host, adapter, filename_prefix=prefix)
 
 
-def test_saving_never_overwrites_and_says_why_it_cannot(host: Any, pair: Pair):
+def test_saving_never_overwrites_and_says_why_it_cannot(host: Any, pair: Pair) -> None:
     adapter, models = node(host, host_model(pair)), host.models("ipadapter")
     for number in (1, 2):
         save(host, adapter, filename_prefix="again/and", precision="fp16")
@@ -416,7 +416,7 @@ def test_saving_never_overwrites_and_says_why_it_cannot(host: Any, pair: Pair):
     assert all(tensor.dtype == torch.float16 for tensor in half.values())
 
 
-def test_errors_reach_the_user_through_the_graph(host: Any, pair: Pair):
+def test_errors_reach_the_user_through_the_graph(host: Any, pair: Pair) -> None:
     graph = train_graph(steps=2, captions="other")
     del graph["2"]["inputs"]["latent"]
     with pytest.raises(GraphError, match="Connect a vae") as error:
