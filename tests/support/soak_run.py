@@ -143,6 +143,8 @@ class Soak:
             number = len(self.report.memory) - 1
             self.report.census[number] = told["census"]
             self.report.trimmed[number] = told["trimmed"]
+            if told["in_use"] is not None:
+                self.report.in_use[number] = told["in_use"]
         seen = self.report.patches.setdefault(settings.weight_type, [])
         if told["patches"] not in seen:
             seen.append(told["patches"])

@@ -29,13 +29,15 @@ class Report:
     """What one server did.
 
     memory: KB resident after each prompt. trimmed: the same after some of them, once freed memory
-    was given back. census: what was alive then.
+    was given back. in_use: KB asked of the C library and not given back, where it tells; between
+    them and trimmed lie the gaps that it keeps. census: what was alive then.
     patches: for each way of applying, every different set of patches that its MODELs had.
     interrupted: what interrupts hit. files: saved ones that were read again.
     """
 
     memory: list[float] = field(default_factory=list)
     trimmed: dict[int, float] = field(default_factory=dict)
+    in_use: dict[int, float] = field(default_factory=dict)
     census: dict[int, dict[str, int]] = field(default_factory=dict)
     patches: dict[str, list[dict[str, int]]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
@@ -54,6 +56,11 @@ class Report:
         """KB per prompt of resident memory as it is."""
         return slope(dict(enumerate(self.memory)))
 
+    @property
+    def slope_in_use(self) -> float:
+        """KB per prompt of what the program itself holds."""
+        return slope(self.in_use)
+
     def gained(self) -> dict[str, int]:
         """What is alive at the end and was not at the first census after the warm-up."""
         later = [found for number, found in sorted(self.census.items()) if number]
@@ -63,8 +70,9 @@ class Report:
     def __str__(self) -> str:
         gained = ", ".join(f"{count:+d} {name}" for name, count in self.gained().items())
         return (
-            f"{len(self.memory)} prompts in {self.seconds:.0f} s: {self.slope:+.2f} KB per prompt "
-            f"in use after warm-up, {self.slope_before:+.2f} KB resident; {len(self.faults)} faults"
+            f"{len(self.memory)} prompts in {self.seconds:.0f} s, after warm-up in KB per prompt: "
+            f"{self.slope:+.2f} resident once freed memory is given back, {self.slope_before:+.2f} "
+            f"before, {self.slope_in_use:+.2f} in use; {len(self.faults)} faults"
             + (f"; alive: {gained}" if gained else "")
             + "".join(f"; {count} x {where}" for where, count in sorted(self.interrupted.items()))
             + (f"; {self.files} saved files whole" if self.files else "")

@@ -12,7 +12,7 @@ import gc
 import json
 import sys
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -68,7 +68,7 @@ class SoakProbe:
             gc.collect()
             told["census"] = alive()
             trim()
-            told["trimmed"] = resident()
+            told["trimmed"], told["in_use"] = resident(), in_use()
         return {"ui": {"text": (json.dumps(told),)}}
 
 
@@ -91,6 +91,30 @@ def trim() -> None:
     """Give back what the C library keeps of freed memory, where it can be asked to."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+class Mallinfo(ctypes.Structure):
+    """The C library's `struct mallinfo2`."""
+
+    _fields_: ClassVar = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+            "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def in_use() -> float | None:
+    """KB that the program has asked the C library for and not given back, without the gaps
+    between them; None where it does not tell."""
+    try:
+        ask = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError, TypeError):
+        return None
+    ask.restype = Mallinfo
+    told = ask()
+    return (told.uordblks + told.hblkhd) / 1024
 
 
 def resident() -> float:
