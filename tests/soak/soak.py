@@ -1,7 +1,7 @@
 """Many queued prompts on one real server: is memory flat, and is every result still right?
 
     python scripts/python.py tests/soak/soak.py             30 prompts
-    python scripts/python.py tests/soak/soak.py --long      500 prompts, and a bound on the slope
+    python scripts/python.py tests/soak/soak.py --long      1000 prompts, and a bound on the slope
     python scripts/python.py tests/soak/soak.py --prompts N
 
 Weight, reference, mask, adapter, range and weight type change from prompt to prompt. Then come
@@ -25,7 +25,7 @@ from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
 OUTPUT = TESTS / "output" / "soak.png"
-SHORT, LONG = 30, 500
+SHORT, LONG = 30, 1000
 SLOPE = 10.0  # KB per prompt that may remain after warm-up
 
 
