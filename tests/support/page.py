@@ -28,7 +28,8 @@ class Editor:
         """Start anew: no nodes, no errors, no selection."""
         self.errors.clear()
         self.page.mouse.move(5, 5)
-        self.page.evaluate("() => { app.canvas.deselectAll(); app.graph.clear(); }")
+        # `clean` forgets what nodes have shown: new ones of the same number would show it again.
+        self.page.evaluate("() => { app.canvas.deselectAll(); app.clean(); app.graph.clear(); }")
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Open a workflow as the editor saves it, and look at all of it."""
