@@ -1,1 +1,1 @@
-"""The seam to ComfyUI: the only package besides the nodes that imports it."""
+"""The one seam to ComfyUI."""

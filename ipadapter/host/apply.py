@@ -9,26 +9,26 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..adapter import Adapter
-from ..embeds import (
+from ..adapters.adapter import Adapter
+from ..adapters.prompt import ImagePrompt, concat
+from ..apply.request import Request, chosen
+from ..apply.weighting import Plan, check_fits, fold_layers
+from ..apply.wire import Pipeline
+from ..attention.injection import Injection
+from ..attention.mask import check_mask
+from ..attention.sigmas import sigma_range
+from ..bases.layout import Layer
+from ..errors import Problem
+from ..pictures.embeds import (
     CombineMethod,
     ImageEmbeds,
     as_image_embeds,
     check_belongs,
     combine_image_embeds,
 )
-from ..errors import Problem
-from ..layers import Layer
-from ..mask import check_mask
-from ..patch import Injection
-from ..plan import Plan, check_fits, fold_layers
-from ..prompt import ImagePrompt, concat
-from ..schedule import sigma_range
+from .bases.unet import install, read_layout
 from .devices import compute_device, kept_device, kept_dtype
-from .features import model_patcher, project, read, read_nothing, read_reference
-from .payload import Pipeline
-from .request import Request, chosen
-from .unet import install, read_layout
+from .encode import model_patcher, project, read, read_nothing, read_reference
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,11 +18,11 @@ from comfy.clip_model import ACTIVATIONS
 from comfy.clip_vision import ClipVisionModel
 from torch import Tensor
 
-from ..contents import Kind
+from ..adapters.families import ENCODERS
 from ..errors import Problem
-from ..files import EncoderFacts, contents_of
-from ..spec import ENCODERS
-from ..tensorfile import open_tensor_file
+from ..files.kinds import Kind
+from ..files.tensors import open_tensor_file
+from ..library.scan import EncoderFacts, contents_of
 
 logger = logging.getLogger("ipadapter")
 

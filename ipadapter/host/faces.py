@@ -8,7 +8,7 @@ from typing import Any
 
 import folder_paths
 
-from ..faces import load_faces
+from ..pictures.faces import load_faces
 
 _LOADED: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
 

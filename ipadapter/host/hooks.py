@@ -10,9 +10,9 @@ import comfy.hooks
 import comfy.patcher_extension
 from comfy.model_patcher import ModelPatcher
 
-from ..layers import Layer
-from ..patch import Injection
-from .labels import HOOKS_KEY, WRAPPER_KEY, WRAPPERS
+from ..attention.injection import Injection
+from ..bases.layout import Layer
+from .sampling import HOOKS_KEY, WRAPPER_KEY, WRAPPERS
 from .slots import place, slots_of, with_slots
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..images import blank_outside, clip_image, crop_warning
-from .request import Request
-from .vision import image_size
+from ..apply.request import Request
+from ..pictures.images import blank_outside, clip_image, crop_warning
+from .encode import image_size
 
 MOST = 4  # pictures shown
 

@@ -1,1 +1,1 @@
-"""Node families that do not fit nodes.py: schemas and one call each."""
+"""Node schemas by subject; each node is one call."""

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from comfy_api.latest import io
 
+from ..apply.request import Request
 from ..host.apply import run
 from ..host.preview import request_view
-from ..host.request import Request
 from . import inputs
 
 

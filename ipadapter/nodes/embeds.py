@@ -10,7 +10,12 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..embeds import (
+from ..apply.request import Request, check_finite, chosen
+from ..errors import Problem
+from ..files.paths import inside
+from ..host.encode import read, read_nothing
+from ..host.preview import request_view
+from ..pictures.embeds import (
     CombineMethod,
     as_image_embeds,
     combine_image_embeds,
@@ -18,12 +23,7 @@ from ..embeds import (
     load_embeds,
     save_embeds,
 )
-from ..errors import Problem
-from ..host.features import read, read_nothing
-from ..host.preview import request_view
-from ..host.request import Request, check_finite, chosen
-from ..images import blank_outside
-from ..paths import inside
+from ..pictures.images import blank_outside
 from . import inputs
 from .base import ApplyNode
 

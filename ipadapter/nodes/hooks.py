@@ -6,10 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..apply.request import Request
 from ..host.apply import injections_of
 from ..host.hooks import hook_group
 from ..host.preview import request_view
-from ..host.request import Request
 from . import inputs
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..host.request import chosen
-from ..images import CropPosition, Interpolation, prep_image
-from ..noise import NoiseType, noise_image
+from ..apply.request import chosen
+from ..pictures.images import CropPosition, Interpolation, prep_image
+from ..pictures.noise import NoiseType, noise_image
 from . import inputs
 
 FROM_CONTENT = -1

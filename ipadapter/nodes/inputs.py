@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from comfy_api.latest import io
 
-from ..embeds import CombineMethod
+from ..attention.folding import EmbedsScaling
+from ..attention.weight_types import WEIGHT_TYPES
 from ..errors import Problem
-from ..folding import EmbedsScaling
-from ..layers import WEIGHT_TYPES
+from ..pictures.embeds import CombineMethod
 
 IPAdapterWire = io.Custom("IPADAPTER")
 InsightFaceWire = io.Custom("INSIGHTFACE")

@@ -6,10 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host import files
+from ..host import loaders as files
 from ..host.encoders import encoder_names, encoder_stamp, find_encoder, load_encoder
-from ..host.unified import Loaded, diagnose, load_preset
-from ..presets import COMMUNITY_PRESETS, FACEID_PRESETS, UNIFIED_PRESETS
+from ..host.loaders import Loaded, diagnose, load_preset
+from ..library.presets import COMMUNITY_PRESETS, FACEID_PRESETS, UNIFIED_PRESETS
 from . import inputs
 
 CATEGORY = "ipadapter/loaders"

@@ -8,10 +8,10 @@ from comfy_api.latest import io
 from torch import Tensor
 from torch.nn import functional
 
-from ..host.record import record_attention
-from ..host.request import chosen
-from ..images import as_rgb
-from ..maps import AttentionRecord, MapKind, overlay
+from ..apply.request import chosen
+from ..attention.maps import AttentionRecord, MapKind, overlay
+from ..host.slots import record_attention
+from ..pictures.images import as_rgb
 from . import inputs
 
 RecordWire = io.Custom("IPADAPTER_ATTENTION")

@@ -173,12 +173,12 @@ def samples_for(family: str, options: argparse.Namespace) -> DemoSamples:
         torch.save(image_features(domain, options.samples, weights), path)
     kind = torch.load(path, weights_only=True)["pooled" if family == "standard" else "hidden"]
     nothing = torch.zeros(1, kind.shape[-1]) if family == "standard" else kind[-1:].float()
-    return DemoSamples(domain, kind[:-1], nothing, pack_module("train_data").Batch)
+    return DemoSamples(domain, kind[:-1], nothing, pack_module("training.data").Batch)
 
 
 def train(family: str, options: argparse.Namespace) -> dict[str, Tensor]:
     """Train an adapter; returns its narrow tensors in the standard layout."""
-    core = pack_module("train")
+    core = pack_module("training.trainer")
     samples = samples_for(family, options)
     frozen = FrozenNarrow(options.weights / "unet.safetensors", torch.device(options.device))
     adapter = new_adapter(family, frozen, samples, options)
@@ -195,7 +195,7 @@ def new_adapter(
     family: str, frozen: FrozenNarrow, samples: DemoSamples, options: argparse.Namespace
 ) -> Any:
     """An adapter that an earlier run wrote, else a new one, aligned."""
-    adapters, spec = pack_module("trainable"), pack_module("spec")
+    adapters, spec = pack_module("training.trainable"), pack_module("adapters.spec")
     plan = adapters.ProjectorPlan(
         spec.Family(family), samples.features.shape[-1], narrow.CONTEXT, **RESAMPLER
     )

@@ -40,8 +40,8 @@ class Stored:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def adapter(self) -> Any:
-        checkpoint = self.bench.module("checkpoint").read_checkpoint(self.path)
-        return self.bench.module("adapter").Adapter.from_checkpoint(checkpoint)
+        checkpoint = self.bench.module("adapters.checkpoint").read_checkpoint(self.path)
+        return self.bench.module("adapters.adapter").Adapter.from_checkpoint(checkpoint)
 
     @cached_property
     def model(self) -> Any:
@@ -50,7 +50,7 @@ class Stored:
     @cached_property
     def features(self) -> tuple[Any, Any]:
         """What an encoder gives of one picture, and of none."""
-        embeds, spec = self.bench.module("embeds"), self.bench.module("spec")
+        embeds, spec = self.bench.module("pictures.embeds"), self.bench.module("adapters.spec")
         g = torch.Generator().manual_seed(2)
         hidden = torch.randn(2, 1, PATCHES, self.adapter().spec.embed_dim, generator=g)
         image, nothing = (embeds.ImageEmbeds(h, spec.EmbedSource.HIDDEN) for h in hidden)
@@ -58,7 +58,7 @@ class Stored:
 
     def apply(self, adapter: Any, weight: float = 1.0) -> Any:
         """What an Apply node does after encoding: project the picture, then every layer."""
-        requests, apply = self.bench.module("host.request"), self.bench.module("host.apply")
+        requests, apply = self.bench.module("apply.request"), self.bench.module("host.apply")
         return apply.run(
             requests.Request(
                 model=self.model,

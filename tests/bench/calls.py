@@ -40,7 +40,7 @@ def _runs(bench: Bench, shape: tuple[int, ...]) -> dict[str, Run]:
 
     batch, rows, width, heads, tokens = shape
     to = {"device": bench.device, "dtype": bench.dtype}
-    add = bench.module("attention").add_image_attention
+    add = bench.module("attention.decoupled").add_image_attention
     query, key, value, base = (torch.randn(batch, n, width, **to) for n in (rows, 77, 77, rows))
     ip_key, ip_value = (torch.randn(2, tokens, width, **to) for _ in range(2))
     many = [tensor.repeat_interleave(batch // 2, 0) for tensor in (ip_key, ip_value)]

@@ -20,7 +20,7 @@ def encode(bench: Bench) -> Iterator[Row]:
     saved."""
     from support.vision import tiny_clip_vision
 
-    vision, spec = bench.module("host.vision"), bench.module("spec")
+    vision, spec = bench.module("host.encode"), bench.module("adapters.spec")
     for count in (1, 16, 128):
         encoder = tiny_clip_vision()
         pictures = torch.rand(count, 256, 384, 3)

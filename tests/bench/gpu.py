@@ -53,7 +53,7 @@ def gpu(bench: Bench) -> Iterator[Row]:
 
 
 def _in_range(bench: Bench, model: Any, adapter: Any) -> Any:
-    apply, plan = bench.module("host.apply"), bench.module("plan").Plan()
+    apply, plan = bench.module("host.apply"), bench.module("apply.weighting").Plan()
     when = apply.When(start_at=0.01, end_at=0.99)
     return apply.apply_prompt(model, adapter, bench.prompt(adapter), plan, when)
 

@@ -59,21 +59,25 @@ class Bench:
     def adapter(self, plus: bool, geometry: Any = None, embed_dim: int = 48) -> Any:
         """An adapter for the chosen base, or another geometry, with random weights."""
         state = unets.random_adapter(geometry or self.geometry, plus=plus, embed_dim=embed_dim)
-        checkpoint = self.module("checkpoint").checkpoint_from_dict(state, "random adapter")
-        return self.module("adapter").Adapter.from_checkpoint(checkpoint)
+        checkpoint = self.module("adapters.checkpoint").checkpoint_from_dict(
+            state, "random adapter"
+        )
+        return self.module("adapters.adapter").Adapter.from_checkpoint(checkpoint)
 
     def prompt(self, adapter: Any, images: int = 1, frames: int = 1) -> Any:
         """An image prompt of several pictures, or of one for each of several frames."""
         g = torch.Generator().manual_seed(1)
         tokens, dim = adapter.spec.num_tokens, adapter.spec.token_dim
         cond = torch.randn(frames, images * tokens, dim, generator=g)
-        return self.module("prompt").ImagePrompt(cond, torch.randn(1, tokens, dim, generator=g))
+        return self.module("adapters.prompt").ImagePrompt(
+            cond, torch.randn(1, tokens, dim, generator=g)
+        )
 
     def patched(
         self, model: Any, adapter: Any, prompt: Any = None, mask: Any = None, weight: float = 1.0
     ) -> Any:
         """A MODEL with an adapter."""
-        apply, plan = self.module("host.apply"), self.module("plan").Plan((weight,))
+        apply, plan = self.module("host.apply"), self.module("apply.weighting").Plan((weight,))
         when = apply.When(mask=mask)
         return apply.apply_prompt(model, adapter, prompt or self.prompt(adapter), plan, when)
 
@@ -153,7 +157,7 @@ class Forward:
         )
 
     def __call__(self, model: Any) -> Tensor:
-        rows, call = self.latents.shape[0], self.bench.module("call")
+        rows, call = self.latents.shape[0], self.bench.module("attention.rows")
         options = {
             **model.model_options["transformer_options"],
             "cond_or_uncond": [1, 0],

@@ -41,7 +41,7 @@ def make(folder: Path) -> int:
 
 def seconds(folder: Path) -> float:
     """One listing with every file identified."""
-    from ipadapter.files import scan
+    from ipadapter.library.scan import scan
 
     start = time.perf_counter()
     families = [file.contents.spec for file in scan([folder])]

@@ -128,7 +128,7 @@ def _attention(bench: Bench, patched: dict[str, Any], shape: tuple[Any, ...], to
 
     name, rows, width, heads = shape
     to, side = {"device": bench.device, "dtype": bench.dtype}, int(rows**0.5)
-    layout = bench.module("host.unet").read_layout(next(iter(patched.values())))
+    layout = bench.module("host.bases.unet").read_layout(next(iter(patched.values())))
     layer = next(layer for layer in layout.layers if layer.width == width)
     extra = {
         "n_heads": heads,

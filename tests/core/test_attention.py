@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from support import naive
 from torch import Tensor
 
-from ipadapter import attention
-from ipadapter.attention import Factor, add_image_attention, image_attention
+from ipadapter.attention import by_head
+from ipadapter.attention.decoupled import add_image_attention, image_attention
+from ipadapter.attention.mask import Factor
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -106,8 +107,8 @@ def test_half_precision_stays_half_and_close(dtype: torch.dtype) -> None:
 def test_every_form_gives_the_same(
     tokens: int, mask_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_BY_HEAD", ((1, 96, 8),))
-    monkeypatch.setattr(attention, "_SCORES", 8 * tokens * 7)  # queries in pieces of seven
+    monkeypatch.setattr(by_head, "_BY_HEAD", ((1, 96, 8),))
+    monkeypatch.setattr(by_head, "_SCORES", 8 * tokens * 7)  # queries in pieces of seven
     base, query = random(6, 20, 64), random(6, 20, 64, seed=1)
     key, value = random(2, tokens, 64, seed=2), random(2, tokens, 64, seed=3)
     mask = random(mask_rows, 20, 1, seed=4) if mask_rows else None

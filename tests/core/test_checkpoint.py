@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from support.adapters import flat, shapes_of, synthetic_adapter
 from support.modelfiles import adapter_file
 
-from ipadapter.checkpoint import TensorMap, checkpoint_from_dict, read_checkpoint
-from ipadapter.spec import Family
+from ipadapter.adapters.checkpoint import checkpoint_from_dict, read_checkpoint
+from ipadapter.adapters.families import Family
+from ipadapter.files.tensors import TensorMap
 
 TINY = synthetic_adapter(Family.STANDARD, "SD1.5", tiny=True, device="cpu")
 

@@ -15,16 +15,16 @@ from support.modelfiles import (
 from support.modelfolders import Models, official
 from support.official_files import OFFICIAL_FILES
 
-from ipadapter.choice import find_encoder, same_lora
+from ipadapter.adapters.families import Family
 from ipadapter.errors import plain_text
-from ipadapter.presets import (
+from ipadapter.library.choose import find_encoder, same_lora
+from ipadapter.library.presets import (
     COMMUNITY_PRESETS,
     FACEID_PRESETS,
     OFFICIAL,
     UNIFIED_PRESETS,
     requirement,
 )
-from ipadapter.spec import Family
 
 COMBINATIONS = [(preset, base) for base, presets in OFFICIAL.items() for preset in presets]
 

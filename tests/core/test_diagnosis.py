@@ -8,9 +8,9 @@ import pytest
 from support.modelfiles import adapter_file, encoder_shapes, lora_shapes, sparse_safetensors
 from support.official_files import OFFICIAL_FILES
 
-from ipadapter.diagnosis import Folders, ModelFacts, Subject, report
-from ipadapter.files import scan
-from ipadapter.spec import BASES
+from ipadapter.bases.unet import BASES
+from ipadapter.library.doctor import Folders, ModelFacts, Subject, report
+from ipadapter.library.scan import scan
 
 SD15, SDXL = ModelFacts(*BASES["SD1.5"], "SD15"), ModelFacts(*BASES["SDXL"], "SDXL")
 NO_UNET = ModelFacts(0, (), "Flux")

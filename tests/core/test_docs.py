@@ -10,8 +10,8 @@ from support.help import PAGES, ROOT
 from support.interface import INTERFACE
 from support.official_files import OFFICIAL_FILES
 
-from ipadapter.faces import PACKS
-from ipadapter.presets import ENCODER_SOURCES, OFFICIAL
+from ipadapter.library.presets import ENCODER_SOURCES, OFFICIAL
+from ipadapter.pictures.faces import PACKS
 
 TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *PAGES.glob("*.md")])
 # Names that a user or the pack gives, and what publishers call every file.

@@ -13,7 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ipadapter.embeds import (
+from ipadapter.adapters.families import EmbedSource, Family
+from ipadapter.adapters.spec import AdapterSpec
+from ipadapter.pictures.embeds import (
     SUFFIX,
     AdapterLabel,
     CombineMethod,
@@ -26,7 +28,6 @@ from ipadapter.embeds import (
     load_embeds,
     save_embeds,
 )
-from ipadapter.spec import AdapterSpec, EmbedSource, Family
 
 METHODS = list(CombineMethod)
 WIDTHS = (320, 640)
@@ -307,7 +308,7 @@ def test_loading_needs_neither_encoder_nor_face_model(tmp_path: Path, root: Path
         f"s = u.spec_from_file_location('ipadapter', {str(root / 'ipadapter' / '__init__.py')!r},"
         f" submodule_search_locations=[{str(root / 'ipadapter')!r}]);"
         "m = u.module_from_spec(s); sys.modules['ipadapter'] = m; s.loader.exec_module(m);"
-        "from ipadapter.embeds import load_embeds;"
+        "from ipadapter.pictures.embeds import load_embeds;"
         f"print(len(load_embeds({str(path)!r})))"
     )
     done = subprocess.run(

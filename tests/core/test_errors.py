@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipadapter.embeds import load_embeds
 from ipadapter.errors import Problem, plain_text
-from ipadapter.files import read_contents
+from ipadapter.library.scan import read_contents
+from ipadapter.pictures.embeds import load_embeds
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("en", "ja", "zh")

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ipadapter import faces
 from ipadapter.errors import plain_text
-from ipadapter.faces import CROP_SIZES, DETECTION_SIZES, PACKS, find_faces, load_faces
+from ipadapter.pictures import faces
+from ipadapter.pictures.faces import CROP_SIZES, DETECTION_SIZES, PACKS, find_faces, load_faces
 
 
 @pytest.fixture(scope="module")

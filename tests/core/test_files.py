@@ -18,10 +18,10 @@ from support.modelfiles import (
     sparse_safetensors,
 )
 
-from ipadapter import files
-from ipadapter.contents import Kind
-from ipadapter.files import Contents, EncoderFacts, read_contents, scan
-from ipadapter.spec import EmbedSource, Family
+from ipadapter.adapters.families import EmbedSource, Family
+from ipadapter.files.kinds import Kind
+from ipadapter.library import scan as files
+from ipadapter.library.scan import Contents, EncoderFacts, read_contents, scan
 
 
 def test_scan_lists_subfolders_and_several_roots(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ipadapter.folding import EmbedsScaling, KeyValue, LayerKeyValue, fold
-from ipadapter.layers import LayerRule, Source
+from ipadapter.attention.folding import EmbedsScaling, KeyValue, LayerKeyValue, fold
+from ipadapter.attention.weight_types import LayerRule, Source
 
 WIDTH, TOKENS, HEADS = 16, 5, 2
 

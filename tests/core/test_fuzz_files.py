@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 from support.adapters import flat, synthetic_adapter
 from support.bounds import MEASURES_MEMORY, forget_peak, peak
 
-from ipadapter.adapter import Adapter
-from ipadapter.checkpoint import read_checkpoint
-from ipadapter.embeds import ImageEmbeds, load_embeds, save_embeds
-from ipadapter.files import read_contents
-from ipadapter.prompt import ImagePrompt
-from ipadapter.spec import EmbedSource, Family
+from ipadapter.adapters.adapter import Adapter
+from ipadapter.adapters.checkpoint import read_checkpoint
+from ipadapter.adapters.families import EmbedSource, Family
+from ipadapter.adapters.prompt import ImagePrompt
+from ipadapter.library.scan import read_contents
+from ipadapter.pictures.embeds import ImageEmbeds, load_embeds, save_embeds
 
 SECONDS = 3.0  # of processor time, per file
 SLACK = 16 << 20  # bytes that any case may take, whatever its file's size

@@ -14,9 +14,16 @@ from hypothesis import strategies as st
 from support.bounds import Bound, cases
 from torch import Tensor
 
-from ipadapter.images import CropPosition, Fit, Interpolation, blank_outside, clip_image, prep_image
-from ipadapter.mask import check_mask, mask_rows
-from ipadapter.tiles import enhancer_crops, tile_image
+from ipadapter.attention.mask import check_mask, mask_rows
+from ipadapter.pictures.images import (
+    CropPosition,
+    Fit,
+    Interpolation,
+    blank_outside,
+    clip_image,
+    prep_image,
+)
+from ipadapter.pictures.tiles import enhancer_crops, tile_image
 
 SECONDS = 12.0  # of processor time, for the largest pictures on a slow machine
 SLACK = 64 << 20  # bytes beside what grows with the picture

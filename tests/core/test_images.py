@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from ipadapter.images import (
+from ipadapter.pictures.images import (
     BLACK,
     CLIP_MEAN,
     CropPosition,

@@ -10,18 +10,16 @@ from collections.abc import Callable, Mapping
 import pytest
 from support.layouts import FOUR, SD15, SDXL, SSD1B, VEGA
 
-from ipadapter.layers import (
+from ipadapter.attention.weight_types import (
     WEIGHT_TYPES,
-    BlockId,
     LayerRule,
     Source,
     Strengths,
-    UNetLayout,
     WeightType,
     layer_rules,
-    style_layers,
 )
-from ipadapter.spec import BASES
+from ipadapter.bases.layout import BlockId, UNetLayout
+from ipadapter.bases.unet import BASES, style_layers
 
 W, C, B = 0.8, 0.6, 2.5  # main weight, weight of the composition, boost
 EVERY = Strengths(W, C, B)

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ipadapter.mask import check_mask, mask_rows
-from ipadapter.patch import block_grid
+from ipadapter.attention.mask import block_grid, check_mask, mask_rows
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ipadapter.images import prep_image
-from ipadapter.noise import NoiseType, content_seed, noise_image
+from ipadapter.pictures.images import prep_image
+from ipadapter.pictures.noise import NoiseType, content_seed, noise_image
 
 KINDS = list(NoiseType)
 

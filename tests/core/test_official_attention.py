@@ -9,9 +9,9 @@ import torch
 from support.official import official
 from torch import Tensor
 
-from ipadapter.attention import add_image_attention, image_attention
-from ipadapter.folding import EmbedsScaling, KeyValue, fold
-from ipadapter.layers import LayerRule, Source
+from ipadapter.attention.decoupled import add_image_attention, image_attention
+from ipadapter.attention.folding import EmbedsScaling, KeyValue, fold
+from ipadapter.attention.weight_types import LayerRule, Source
 
 WIDTH, CONTEXT, HEADS = 64, 48, 4
 LORA_SCALE = 0.6

@@ -15,9 +15,11 @@ import torch
 from support import naive
 from torch import Tensor
 
-from ipadapter.folding import KeyValue, LayerKeyValue
-from ipadapter.patch import CALL_KEY, AttentionPatch, CallState, Injection
-from ipadapter.schedule import SigmaRange
+from ipadapter.attention.attn2_patch import AttentionPatch
+from ipadapter.attention.folding import KeyValue, LayerKeyValue
+from ipadapter.attention.injection import Injection
+from ipadapter.attention.rows import CALL_KEY, CallState
+from ipadapter.attention.sigmas import SigmaRange
 
 WIDTH, HEADS, LENGTH, TOKENS = 16, 2, 6, 3
 UNCOND_COND = {"n_heads": HEADS, "cond_or_uncond": [1, 0]}

@@ -6,9 +6,10 @@ import pytest
 import torch
 from support.adapters import synthetic_adapter
 
-from ipadapter.patches import keep_patches
-from ipadapter.projection import build_projector
-from ipadapter.spec import Family, identify
+from ipadapter.adapters.adapter import build_projector
+from ipadapter.adapters.families import Family
+from ipadapter.adapters.spec import identify
+from ipadapter.pictures.reference_mask import keep_patches
 
 
 def half(height: int = 32, width: int = 32) -> torch.Tensor:

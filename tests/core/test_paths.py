@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ipadapter.paths import inside, write_numbered
+from ipadapter.files.paths import inside, write_numbered
 
 
 def test_names_below_the_folder_are_found(tmp_path: Path) -> None:

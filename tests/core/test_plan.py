@@ -12,12 +12,13 @@ from support.layouts import SD15, SDXL, layout_of
 from support.unets import TINY_SD15, random_adapter
 from torch import Tensor
 
-from ipadapter.adapter import Adapter
-from ipadapter.checkpoint import checkpoint_from_dict
-from ipadapter.folding import EmbedsScaling, LayerKeyValue
-from ipadapter.layers import Layer, Source, Strengths, UNetLayout, WeightType, layer_rules
-from ipadapter.plan import Plan, fold_layers
-from ipadapter.prompt import ImagePrompt, concat
+from ipadapter.adapters.adapter import Adapter
+from ipadapter.adapters.checkpoint import checkpoint_from_dict
+from ipadapter.adapters.prompt import ImagePrompt, concat
+from ipadapter.apply.weighting import Plan, fold_layers
+from ipadapter.attention.folding import EmbedsScaling, LayerKeyValue
+from ipadapter.attention.weight_types import Source, Strengths, WeightType, layer_rules
+from ipadapter.bases.layout import Layer, UNetLayout
 
 DIM = TINY_SD15.context_dim
 STATE = random_adapter(TINY_SD15)

@@ -10,8 +10,10 @@ from support.adapters import shapes_of, synthetic_adapter
 from support.official import official
 from torch import Tensor, nn
 
-from ipadapter.projection import Resampler, build_projector
-from ipadapter.spec import AdapterSpec, Family, identify
+from ipadapter.adapters.adapter import build_projector
+from ipadapter.adapters.families import Family
+from ipadapter.adapters.projectors import Resampler
+from ipadapter.adapters.spec import AdapterSpec, identify
 
 TOLERANCE = 1e-5
 FULL = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ipadapter.recent import Recent, digest
+from ipadapter.adapters.cache import Recent, digest
 
 
 def test_the_digest_is_of_type_shape_and_content() -> None:

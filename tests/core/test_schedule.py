@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipadapter.schedule import ALWAYS, SigmaRange, sigma_range
+from ipadapter.attention.sigmas import ALWAYS, SigmaRange, sigma_range
 
 
 def sigma_at(percent: float) -> float:

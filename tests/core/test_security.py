@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipadapter.checkpoint import read_checkpoint
-from ipadapter.embeds import load_embeds
-from ipadapter.files import read_contents
+from ipadapter.adapters.checkpoint import read_checkpoint
+from ipadapter.library.scan import read_contents
+from ipadapter.pictures.embeds import load_embeds
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [ROOT / "__init__.py", ROOT / "nodes.py", *sorted((ROOT / "ipadapter").rglob("*.py"))]

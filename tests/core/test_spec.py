@@ -8,14 +8,8 @@ import pytest
 from support.adapters import shapes_of, synthetic_adapter
 from support.official_files import OFFICIAL_FILES, OfficialFile
 
-from ipadapter.spec import (
-    AdapterSpec,
-    EmbedSource,
-    FaceVersion,
-    Family,
-    default_face_version,
-    identify,
-)
+from ipadapter.adapters.families import EmbedSource, FaceVersion, Family, default_face_version
+from ipadapter.adapters.spec import AdapterSpec, identify
 
 NONSENSE = "model (1).safetensors"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ipadapter import streamed
+from ipadapter.adapters import linear as streamed
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ipadapter.images import clip_image, sharpen
-from ipadapter.tiles import enhance, enhancer_crops, merge_crops, tile_image
+from ipadapter.pictures.images import clip_image, sharpen
+from ipadapter.pictures.tiles import enhance, enhancer_crops, merge_crops, tile_image
 
 
 def ramp(height: int, width: int, batch: int = 1) -> Tensor:

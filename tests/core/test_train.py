@@ -12,26 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ipadapter.adapter import Adapter
-from ipadapter.checkpoint import checkpoint_from_dict, read_checkpoint
-from ipadapter.folding import KeyValue
-from ipadapter.loss_curve import loss_curve, running_mean
-from ipadapter.projection import BUILDERS
-from ipadapter.spec import BASES, Family
-from ipadapter.train import (
-    COMPARE_EVERY,
-    Draw,
-    NoiseSchedule,
-    Prediction,
-    StepFailed,
-    Trainer,
-    TrainSettings,
-    train,
-)
-from ipadapter.train_data import Batch, Prompts, TrainingSet, same_length
-from ipadapter.train_files import read_folder, write_adapter, write_state
-from ipadapter.train_state import TrainState, state_of, trained_adapter
-from ipadapter.trainable import ProjectorPlan, TrainableAdapter
+from ipadapter.adapters.adapter import Adapter
+from ipadapter.adapters.checkpoint import checkpoint_from_dict, read_checkpoint
+from ipadapter.adapters.families import BUILDERS, Family
+from ipadapter.attention.folding import KeyValue
+from ipadapter.bases.unet import BASES
+from ipadapter.training.curve import loss_curve, running_mean
+from ipadapter.training.data import Batch, Prompts, TrainingSet, same_length
+from ipadapter.training.folder import read_folder, write_adapter, write_state
+from ipadapter.training.recipe import Draw, NoiseSchedule, Prediction, TrainSettings
+from ipadapter.training.state import TrainState, state_of, trained_adapter
+from ipadapter.training.trainable import ProjectorPlan, TrainableAdapter
+from ipadapter.training.trainer import COMPARE_EVERY, StepFailed, Trainer, train
 
 EMBED, TOKEN, WIDTHS = 12, 16, (8, 16)
 SETTINGS = TrainSettings(steps=20, batch_size=3, learning_rate=1e-2, seed=5)
@@ -387,7 +379,7 @@ def test_a_failed_write_leaves_nothing(
             write_adapter(tmp_path / "adapter", {"a": rand(2)}, {})
 
     with monkeypatch.context() as patched:
-        patched.setattr("ipadapter.train_files.save_file", full)
+        patched.setattr("ipadapter.training.folder.save_file", full)
         with pytest.raises(ValueError, match=r"adapter.* could not be written.*No space"):
             write()
     assert list(tmp_path.iterdir()) == []

@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 from support.layouts import SD15, SDXL
 
-from ipadapter.layers import WEIGHT_TYPES, Source, Strengths, UNetLayout, WeightType, layer_rules
-from ipadapter.weights import (
-    Method,
-    Timing,
-    WeightsStrategy,
-    parse_layer_weights,
-    parse_weights,
+from ipadapter.attention.weight_texts import parse_layer_weights, parse_weights
+from ipadapter.attention.weight_types import (
+    WEIGHT_TYPES,
+    Source,
+    Strengths,
+    WeightType,
+    layer_rules,
 )
+from ipadapter.bases.layout import UNetLayout
+from ipadapter.frames import Method, Timing, WeightsStrategy
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "web" / "js").glob("*.js"))

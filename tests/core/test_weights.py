@@ -11,15 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipadapter.weights import (
-    Method,
-    Timing,
-    WeightsStrategy,
-    combine_weights,
-    format_layer_weights,
-    parse_layer_weights,
-    parse_weights,
-)
+from ipadapter.attention.weight_texts import parse_layer_weights, parse_weights
+from ipadapter.frames import Method, Timing, WeightsStrategy, combine_weights, format_layer_weights
 
 FINITE = st.floats(-1e6, 1e6, allow_nan=False)
 

@@ -83,7 +83,7 @@ def test_locales_name_every_category(nodes: dict[str, Any], language: str) -> No
 
 
 def test_search_words_belong_to_nodes_and_reach_hosts_that_know_them(host: Any) -> None:
-    search = host.module("ipadapter.nodes.search")
+    search = host.module("ipadapter.nodes.compat.search_words")
     assert search.ALIASES.keys() <= set(host.node_ids)
     schema = host.node("IPAdapterTiled").GET_SCHEMA()
     if hasattr(schema, "search_aliases"):

@@ -149,11 +149,15 @@ def test_official_sizes_go_the_hosts_own_way(
     import comfy.clip_vision
 
     encoders = host.module("ipadapter.host.encoders")
-    tensorfile = host.module("ipadapter.tensorfile")
+    tensorfile = host.module("ipadapter.files.tensors")
     state = {published(key): value for key, value in clip(OFFICIAL[kind]).named_parameters()}
     if layout == "openclip":
         state = openclip_layout(state)
-    facts = host.module("ipadapter.files").contents_of(tensorfile.TensorMap.of(state), kind).encoder
+    facts = (
+        host.module("ipadapter.library.scan")
+        .contents_of(tensorfile.TensorMap.of(state), kind)
+        .encoder
+    )
     config = OFFICIAL[kind]
     assert (facts.hidden, facts.projected) == (config["hidden_size"], config["projection_dim"])
     assert (facts.image_size, facts.openclip) == (config["image_size"], layout == "openclip")
@@ -239,7 +243,7 @@ def test_changed_weights_are_read_anew(host: Any) -> None:
 def test_no_negative_picture_is_the_encoders_mean_grey(host: Any) -> None:
     """The reference's negative is zeros_like(pixel_values). A picture that the host's own
     preprocessing turns into exact zeros (its mean in whole steps) gives the same bits."""
-    spec, vision = host.module("ipadapter.spec"), host.module("ipadapter.host.vision")
+    spec, vision = host.module("ipadapter.adapters.spec"), host.module("ipadapter.host.encode")
     mean = [102 / 255, 51 / 255, 153 / 255]
     model = clip(SMALL_CLIP)
     state = random_weights(model)
@@ -291,12 +295,12 @@ def check(host: Any, encoder: Any, family: str, base: str) -> str:
     """What `check_encoder` says for an adapter of this family."""
     from support.adapters import synthetic_adapter
 
-    parts = host.module("ipadapter.checkpoint").checkpoint_from_dict(
+    parts = host.module("ipadapter.adapters.checkpoint").checkpoint_from_dict(
         synthetic_adapter(family, base), "adapter.bin"
     )
-    adapter = host.module("ipadapter.adapter").Adapter.from_checkpoint(parts)
+    adapter = host.module("ipadapter.adapters.adapter").Adapter.from_checkpoint(parts)
     try:
-        host.module("ipadapter.host.vision").check_encoder(encoder, adapter.name, adapter.spec)
+        host.module("ipadapter.host.encode").check_encoder(encoder, adapter.name, adapter.spec)
     except ValueError as error:
         return str(error)
     return ""

@@ -41,8 +41,8 @@ def photograph() -> torch.Tensor:
 
 def adapter_of(host: Any, family: str, base: str, name: str = "adapter.bin") -> Any:
     state = synthetic_adapter(family, base, tiny=True, device="cpu", seed=4)
-    checkpoint = host.module("ipadapter.checkpoint").checkpoint_from_dict(state, name)
-    return host.module("ipadapter.adapter").Adapter.from_checkpoint(checkpoint)
+    checkpoint = host.module("ipadapter.adapters.checkpoint").checkpoint_from_dict(state, name)
+    return host.module("ipadapter.adapters.adapter").Adapter.from_checkpoint(checkpoint)
 
 
 def keys_of(model: Any) -> torch.Tensor:
@@ -90,8 +90,10 @@ def test_kolors_passes_the_face_through_the_models_own_projection(
     host: Any, analysis: Any, photograph: torch.Tensor
 ) -> None:
     state = synthetic_adapter("Kolors FaceID Plus", "Kolors", tiny=True, device="cpu", seed=4)
-    checkpoint = host.module("ipadapter.checkpoint").checkpoint_from_dict(state, "kolors.bin")
-    adapter = host.module("ipadapter.adapter").Adapter.from_checkpoint(checkpoint)
+    checkpoint = host.module("ipadapter.adapters.checkpoint").checkpoint_from_dict(
+        state, "kolors.bin"
+    )
+    adapter = host.module("ipadapter.adapters.adapter").Adapter.from_checkpoint(checkpoint)
     model = build_model(TINY_SDXL)
     given = {
         "model": model,

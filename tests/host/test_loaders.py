@@ -17,10 +17,10 @@ def test_an_encoder_without_projection_is_refused_for_pooled_adapters(host: Any)
     del state["visual_projection.weight"]
     save_file(state, host.models("clip_vision") / "headless.safetensors")
     (encoder,) = host.call("IPAdapterImageEncoderLoader", clip_vision_name="headless.safetensors")
-    checkpoint = host.module("ipadapter.checkpoint").checkpoint_from_dict(
+    checkpoint = host.module("ipadapter.adapters.checkpoint").checkpoint_from_dict(
         random_adapter(TINY_SD15, embed_dim=48), "adapter.safetensors"
     )
-    adapter = host.module("ipadapter.adapter").Adapter.from_checkpoint(checkpoint)
+    adapter = host.module("ipadapter.adapters.adapter").Adapter.from_checkpoint(checkpoint)
     with pytest.raises(ValueError, match="no visual_projection.weight"):
         host.call(
             "IPAdapterAdvanced",

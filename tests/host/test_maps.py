@@ -50,7 +50,7 @@ def naive(query: Tensor, key: Tensor, value: Tensor, heads: int, images: int) ->
 
 @pytest.mark.parametrize("images", [1, 3])
 def test_maps_equal_an_independent_computation(host: Any, images: int) -> None:
-    maps = host.module("ipadapter.maps")
+    maps = host.module("ipadapter.attention.maps")
     g = torch.Generator().manual_seed(0)
     query = torch.randn(2, 12, 32, generator=g)
     key, value = (torch.randn(2, 4 * images, 32, generator=g) for _ in range(2))

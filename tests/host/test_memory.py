@@ -44,7 +44,7 @@ def plus_adapter(host: Any) -> Any:
         stored.TensorMap(shapes, lambda key: weights[: shapes[key][0]]),
         "plus_sdxl.safetensors",
     )
-    return host.module("ipadapter.adapter").Adapter.from_checkpoint(checkpoint)
+    return host.module("ipadapter.adapters.adapter").Adapter.from_checkpoint(checkpoint)
 
 
 def apply(host: Any, model: Any, adapter: Any) -> Any:
@@ -108,10 +108,10 @@ def test_nothing_of_the_adapter_is_reachable(patched: Any, host: Any) -> None:
     core = host.module
     foreign = (
         torch.nn.Module,
-        core("ipadapter.adapter").Adapter,
-        core("ipadapter.checkpoint").Checkpoint,
-        core("ipadapter.tensorfile").TensorMap,
-        core("ipadapter.prompt").ImagePrompt,
+        core("ipadapter.adapters.adapter").Adapter,
+        core("ipadapter.adapters.checkpoint").Checkpoint,
+        core("ipadapter.files.tensors").TensorMap,
+        core("ipadapter.adapters.prompt").ImagePrompt,
     )
     held = list(reachable([*slots(patched).values(), patched.wrappers, patched.callbacks]))
     assert not [type(item) for item in held if isinstance(item, foreign)]
@@ -146,8 +146,11 @@ def test_a_second_adapter_costs_as_much_again(host: Any, patched: Any) -> None:
 def test_a_type_of_few_layers_holds_only_those(host: Any, model: Any) -> None:
     adapter = plus_adapter(host)
     tokens = torch.randn(1, TOKENS, FULL_SDXL.context_dim)
-    prompt = host.module("ipadapter.prompt").ImagePrompt(tokens, tokens)
-    layers, plan = host.module("ipadapter.layers"), host.module("ipadapter.plan")
+    prompt = host.module("ipadapter.adapters.prompt").ImagePrompt(tokens, tokens)
+    layers, plan = (
+        host.module("ipadapter.attention.weight_types"),
+        host.module("ipadapter.apply.weighting"),
+    )
     apply_prompt, when = (
         getattr(host.module("ipadapter.host.apply"), n) for n in ("apply_prompt", "When")
     )

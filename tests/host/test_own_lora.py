@@ -9,8 +9,8 @@ import torch
 from support.adapters import synthetic_adapter
 from support.unets import TINY_SD15, TINY_SDXL, Geometry, build_model, host_config
 
-from ipadapter.checkpoint import checkpoint_from_dict
-from ipadapter.spec import Family
+from ipadapter.adapters.checkpoint import checkpoint_from_dict
+from ipadapter.adapters.families import Family
 
 STRENGTH = 0.6
 
@@ -25,8 +25,8 @@ def test_every_weight_gets_its_own_delta(host: Any, geometry: Geometry) -> None:
     nested = synthetic_adapter(Family.FACEID, base, tiny=True, device="cpu", dtype=torch.float32)
     checkpoint = checkpoint_from_dict(nested, "faceid.bin")
     model = build_model(geometry)
-    own_lora = host.module("ipadapter.lora").own_lora
-    layout = host.module("ipadapter.host.unet").read_layout(model)
+    own_lora = host.module("ipadapter.adapters.lora").own_lora
+    layout = host.module("ipadapter.host.bases.unet").read_layout(model)
     state = own_lora(checkpoint.ip_adapter, [layer.block for layer in layout.layers], "faceid.bin")
     before = {key: value.clone() for key, value in model.model.state_dict().items()}
     patched, _ = comfy.sd.load_lora_for_models(model, None, state, STRENGTH, 0)
@@ -52,8 +52,8 @@ def test_every_weight_gets_its_own_delta(host: Any, geometry: Geometry) -> None:
 
 
 def test_an_adapter_without_one_and_one_that_does_not_fit(host: Any) -> None:
-    own_lora = host.module("ipadapter.lora").own_lora
-    layout = host.module("ipadapter.host.unet").read_layout(build_model(TINY_SD15))
+    own_lora = host.module("ipadapter.adapters.lora").own_lora
+    layout = host.module("ipadapter.host.bases.unet").read_layout(build_model(TINY_SD15))
     blocks = [layer.block for layer in layout.layers]
     plus = checkpoint_from_dict(synthetic_adapter(Family.PLUS, "SD1.5", tiny=True), "plus.bin")
     assert own_lora(plus.ip_adapter, blocks, "plus.bin") == {}

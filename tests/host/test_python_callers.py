@@ -22,7 +22,7 @@ def given(host: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def pipeline(host: Any, given: dict[str, Any]) -> Any:
     """The IPADAPTER of a unified loader."""
-    payload = host.module("ipadapter.host.payload")
+    payload = host.module("ipadapter.apply.wire")
     return payload.Pipeline(given["ipadapter"], given["clip_vision"])
 
 

@@ -20,7 +20,7 @@ OLD = (
 
 @pytest.fixture
 def replaced(host: Any) -> Any:
-    return host.module("ipadapter.nodes.replaced")
+    return host.module("ipadapter.nodes.compat.renamed")
 
 
 def test_these_are_renamed(replaced: Any) -> None:

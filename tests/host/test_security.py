@@ -102,7 +102,7 @@ def test_names_to_save_stay_inside(host: Any, outside: Path, node: str, name: st
 
 
 def test_a_folder_of_pictures_is_one_of_the_input(host: Any, outside: Path) -> None:
-    pictures_of = host.module("ipadapter.host.training_data").pictures_of
+    pictures_of = host.module("ipadapter.host.training.data").pictures_of
     for name in HOSTILE_PREFIXES:
         with pytest.raises((ValueError, FileNotFoundError)):
             pictures_of(None, name.replace("{outside}", str(outside)), "", False)

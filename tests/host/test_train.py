@@ -165,7 +165,7 @@ def test_resume_is_bit_identical_to_an_uninterrupted_run(
 
 def data_of(host: Any, pair: Pair, features: Tensor) -> Any:
     """Two random samples; SDXL's vectors are the pair's, in the order of the samples."""
-    data = host.module("ipadapter.train_data")
+    data = host.module("ipadapter.training.data")
     g = torch.Generator().manual_seed(8)
     width, size = pair.geometry.context_dim, pair.geometry.latent
     states = torch.randn(3, 77, width, generator=g).split((2, 1))
@@ -183,9 +183,16 @@ def compare_with_the_recipe(host: Any, geometry: Geometry, family: str) -> dict[
     hidden, g = family == "Plus", torch.Generator().manual_seed(9)
     shape = (2, 17, 48) if hidden else (2, 48)
     data = data_of(host, pair, torch.randn(shape, generator=g))
-    trainable, train, frozen = core("trainable"), core("train"), core("host.frozen")
+    trainable, train, frozen = (
+        core("training.trainable"),
+        core("training.trainer"),
+        core("host.training.frozen_unet"),
+    )
     plan = trainable.ProjectorPlan(
-        core("spec").Family(family), 48, geometry.context_dim, resampler_dim=128 * hidden
+        core("adapters.families").Family(family),
+        48,
+        geometry.context_dim,
+        resampler_dim=128 * hidden,
     )
     settings = train.TrainSettings(batch_size=2, seed=4, drop_image=0.4, drop_text=0.4)
     with frozen.frozen_unet(pair.model, frozen.Precision.FP32, (2, *data.latent_shape)) as unet:
@@ -269,7 +276,7 @@ def test_frozen_base_in_half_precision(host: Any, pair: Pair, precision: str) ->
 
 
 def test_lora_on_the_model_reaches_the_first_keys(host: Any, pair: Pair) -> None:
-    model, frozen = host_model(pair), host.module("ipadapter.host.frozen")
+    model, frozen = host_model(pair), host.module("ipadapter.host.training.frozen_unet")
     key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     plain = model.model.state_dict()[key].clone()
     patched = model.clone()

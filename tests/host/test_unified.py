@@ -16,7 +16,7 @@ from support.modelfiles import ENCODER_FILES, sparse_safetensors
 from support.modelfolders import KINDS, Models, lora_name, official
 from support.unets import FULL_SD15, FULL_SDXL, TINY_SD15, build_empty_model
 
-from ipadapter.presets import (
+from ipadapter.library.presets import (
     COMMUNITY_PRESETS,
     FACEID_PRESETS,
     OFFICIAL,
@@ -80,7 +80,7 @@ def search(host: Any) -> Iterator[Any]:
 def analyses(host: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Face analysis is not what is loaded here: what was asked for is."""
     asked: list[tuple[str, str]] = []
-    unified = host.module("ipadapter.host.unified")
+    unified = host.module("ipadapter.host.loaders")
     monkeypatch.setattr(
         unified, "load_face_analysis", lambda *given: asked.append(given) or "analysis"
     )
@@ -176,7 +176,7 @@ def test_notes_say_what_was_taken(host: Any, search: Any, tmp_path: Path) -> Non
     models.adapter("x.safetensors", official("ip-adapter-plus_sd15.safetensors"))
     models.encoder("y.safetensors", next(iter(ENCODER_FILES.values())))
     search(models)
-    unified = host.module("ipadapter.host.unified")
+    unified = host.module("ipadapter.host.loaders")
     notes = unified.load_preset(model_of("SD1.5"), "PLUS FACE (portraits)").notes
     assert notes[0].startswith("x.safetensors + y.safetensors: Plus for SD1.5, 16 tokens, needs")
     assert "its name does not tell the face variant" in notes[1]

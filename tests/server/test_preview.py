@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from support.server import ROOT, script
 
-from ipadapter.images import clip_image
+from ipadapter.pictures.images import clip_image
 
 WIDE = "wide.png"
 SAVED = "SaveImage"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ipadapter.spec import BASES, Family
+from ipadapter.adapters.families import Family
+from ipadapter.bases.unet import BASES
 
 Nested = dict[str, dict[str, torch.Tensor]]
 Shapes = dict[str, tuple[int, ...]]

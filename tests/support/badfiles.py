@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ipadapter.embeds import AdapterLabel, ImageEmbeds, save_embeds
-from ipadapter.spec import EmbedSource, Family
+from ipadapter.adapters.families import EmbedSource, Family
+from ipadapter.pictures.embeds import AdapterLabel, ImageEmbeds, save_embeds
 
 from .adapters import Nested, Shapes, flat, synthetic_adapter
 from .encoders import SMALL, clip, random_weights, save_folder

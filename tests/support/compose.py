@@ -137,10 +137,12 @@ class Pack:
 
     def parts(self, prompt: Prompt) -> tuple[Any, Any, Any]:
         """The adapter, the image prompt and the plan of a prompt."""
-        checkpoint = self.module("checkpoint").checkpoint_from_dict(prompt.state, "random adapter")
-        adapter = self.module("adapter").Adapter.from_checkpoint(checkpoint)
-        image = self.module("prompt").ImagePrompt(prompt.cond, prompt.uncond)
-        return adapter, image, self.module("plan").Plan(prompt.weights)
+        checkpoint = self.module("adapters.checkpoint").checkpoint_from_dict(
+            prompt.state, "random adapter"
+        )
+        adapter = self.module("adapters.adapter").Adapter.from_checkpoint(checkpoint)
+        image = self.module("adapters.prompt").ImagePrompt(prompt.cond, prompt.uncond)
+        return adapter, image, self.module("apply.weighting").Plan(prompt.weights)
 
     def hooks(self, model: Any, prompt: Prompt, before: Any = None) -> Any:
         """HOOKS that carry a prompt."""

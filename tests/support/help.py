@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ipadapter.presets import (
+from ipadapter.adapters.families import Family
+from ipadapter.library.presets import (
     COMMUNITY_PRESETS,
     ENCODER_SOURCES,
     FACEID_PRESETS,
@@ -18,7 +19,6 @@ from ipadapter.presets import (
     UNIFIED_PRESETS,
     Requirement,
 )
-from ipadapter.spec import Family
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "web" / "docs"

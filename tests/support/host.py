@@ -82,7 +82,7 @@ class Host:
         return tuple(getattr(output, "args", output) or ())
 
     def module(self, name: str) -> ModuleType:
-        """A module of the pack as the host loaded it, e.g. `module("ipadapter.host.unet")`."""
+        """A module of the pack as the host loaded it: `module("ipadapter.host.apply")`."""
         return importlib.import_module(f"{self.pack.__name__}.{name}")
 
     def models(self, kind: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ipadapter.layers import BlockId, Layer, UNetLayout
+from ipadapter.bases.layout import BlockId, Layer, UNetLayout
 
 # (block, number) -> (width, transformer blocks), in execution order: input, middle, output.
 Blocks = Mapping[tuple[str, int], tuple[int, int]]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from ipadapter.choice import Choice, choose
-from ipadapter.files import Listing, scan
-from ipadapter.spec import Family
+from ipadapter.adapters.families import Family
+from ipadapter.library.choose import Choice, choose
+from ipadapter.library.scan import Listing, scan
 
 from .adapters import flat, shapes_of, synthetic_adapter
 from .modelfiles import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipadapter.spec import Family as F
+from ipadapter.adapters.families import Family as F
 
 from .adapters import Nested, synthetic_adapter
 

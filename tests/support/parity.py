@@ -76,12 +76,20 @@ def pack_model(pair: Pair, case: Case, core: Any) -> Any:
     for state, weight, cond, uncond in zip(
         case.adapters, case.weights, case.cond, case.uncond, strict=True
     ):
-        checkpoint = core("checkpoint").checkpoint_from_dict(state, "random adapter")
-        adapter = core("adapter").Adapter.from_checkpoint(checkpoint)
-        prompt, concat, apply = core("prompt"), core("prompt").concat, core("host.apply")
+        checkpoint = core("adapters.checkpoint").checkpoint_from_dict(state, "random adapter")
+        adapter = core("adapters.adapter").Adapter.from_checkpoint(checkpoint)
+        prompt, concat, apply = (
+            core("adapters.prompt"),
+            core("adapters.prompt").concat,
+            core("host.apply"),
+        )
         image = prompt.ImagePrompt(concat(adapter.projector(cond)), adapter.projector(uncond))
         model = apply.apply_prompt(
-            model, adapter, image, core("plan").Plan((weight,)), apply.When(mask=case.mask)
+            model,
+            adapter,
+            image,
+            core("apply.weighting").Plan((weight,)),
+            apply.When(mask=case.mask),
         )
     return model
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ipadapter.spec import Family
+from ipadapter.adapters.families import Family
 
 from .adapters import synthetic_adapter
 from .badfiles import FOUR_LAYERS, write_adapter, write_tiny_encoder

@@ -13,8 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from ipadapter.checkpoint import read_checkpoint
-from ipadapter.embeds import load_embeds
+from ipadapter.adapters.checkpoint import read_checkpoint
+from ipadapter.pictures.embeds import load_embeds
 
 from .server import ROOT, script
 from .soak_graphs import (

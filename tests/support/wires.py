@@ -14,11 +14,11 @@ EMBED_DIM = 48
 
 def random_pipeline(host: Any, geometry: Geometry = TINY_SD15) -> Any:
     """The IPADAPTER of a unified loader: a random adapter for a geometry, and a tiny encoder."""
-    checkpoint = host.module("ipadapter.checkpoint").checkpoint_from_dict(
+    checkpoint = host.module("ipadapter.adapters.checkpoint").checkpoint_from_dict(
         random_adapter(geometry, embed_dim=EMBED_DIM), "random adapter"
     )
-    adapter = host.module("ipadapter.adapter").Adapter.from_checkpoint(checkpoint)
-    payload = host.module("ipadapter.host.payload")
+    adapter = host.module("ipadapter.adapters.adapter").Adapter.from_checkpoint(checkpoint)
+    payload = host.module("ipadapter.apply.wire")
     return payload.Pipeline(adapter, tiny_clip_vision(projected=EMBED_DIM))
 
 

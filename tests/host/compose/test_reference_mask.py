@@ -29,12 +29,12 @@ def tokens(host: Any) -> Any:
     encoder = tiny_clip_vision(projected=POOLED, hidden=HIDDEN)
 
     def make(family: str, image: Tensor, mask: Tensor | None) -> Tensor:
-        kind = module("spec").Family(family)
+        kind = module("adapters.families").Family(family)
         state = synthetic_adapter(kind.value, "SD1.5", tiny=True, device="cpu")
-        checkpoint = module("checkpoint").checkpoint_from_dict(state, "random adapter")
-        adapter = module("adapter").Adapter.from_checkpoint(checkpoint)
-        pipeline = module("host.payload").Pipeline(adapter, encoder)
-        request = module("host.request").Request(
+        checkpoint = module("adapters.checkpoint").checkpoint_from_dict(state, "random adapter")
+        adapter = module("adapters.adapter").Adapter.from_checkpoint(checkpoint)
+        pipeline = module("apply.wire").Pipeline(adapter, encoder)
+        request = module("apply.request").Request(
             build_model(TINY_SD15), pipeline, image, image_mask=mask
         )
         with torch.inference_mode():
@@ -87,12 +87,17 @@ def test_dropping_patches_alone_would_leak(
     """The encoder's self-attention carries every patch into every other, so the outside is blanked
     out before encoding too. Measured on a random encoder: the change of the tokens when the
     outside changes, relative to the change without any mask."""
-    functions = host.module("ipadapter.host.vision"), host.module("ipadapter.spec").EmbedSource
+    functions = (
+        host.module("ipadapter.host.encode"),
+        host.module("ipadapter.adapters.families").EmbedSource,
+    )
     vision, source = functions
     encoder = tiny_clip_vision(projected=POOLED, hidden=HIDDEN)
     with torch.inference_mode():
         hidden = [vision.encode(encoder, pictures(seed), source.HIDDEN) for seed in (2, 3)]
-    keep = host.module("ipadapter.patches").keep_patches(LEFT, (32, 32), hidden[0].shape[1])[0]
+    keep = host.module("ipadapter.pictures.reference_mask").keep_patches(
+        LEFT, (32, 32), hidden[0].shape[1]
+    )[0]
     change = (hidden[0] - hidden[1])[0]
     leak = float(change[keep].norm(dim=-1).mean() / change[~keep].norm(dim=-1).mean())
     with capsys.disabled():

@@ -140,7 +140,7 @@ def test_sigma_is_read_at_most_once_per_call_and_only_if_needed(scene: Scene, pa
     class Sigmas(torch.Tensor):
         pass
 
-    CallState = pack.module("call").CallState
+    CallState = pack.module("attention.rows").CallState
     state = CallState((True,), (0,), sigmas=torch.tensor([3.0]))
     flatten = torch.Tensor.flatten
     sigmas = torch.tensor([3.0]).as_subclass(Sigmas)

@@ -1,0 +1,1 @@
+"""Adapter files: what one is, its projector, its keys and values."""

@@ -1,0 +1,158 @@
+"""An adapter: its projector and one key and value projection per cross-attention layer, read as
+they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import compress, repeat
+
+import torch
+from torch import Tensor, nn
+
+from ..attention.folding import KeyValue
+from ..attention.weight_types import Source
+from ..errors import Problem
+from .cache import Recent, digest
+from .checkpoint import Checkpoint
+from .families import BUILDERS
+from .key_values import _by_kind, _project
+from .projectors import (
+    require_finite,
+)
+from .prompt import ImagePrompt
+from .spec import AdapterSpec, identify
+
+_KEPT = 128 << 20  # bytes of tokens, keys and values kept per adapter
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A loaded adapter. Holds no layer weights: those stay in the file until a prompt is projected
+    through them."""
+
+    spec: AdapterSpec
+    checkpoint: Checkpoint
+    recent: Recent = field(default_factory=lambda: Recent(_KEPT), kw_only=True)
+    """Tokens, keys and values of recent prompts: another weight or range projects nothing anew."""
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Adapter:
+        """Identify a checkpoint by keys and shapes. ValueError if it is no adapter."""
+        spec = identify(
+            checkpoint.image_proj.shapes(), checkpoint.ip_adapter.shapes(), checkpoint.name
+        )
+        return cls(spec, checkpoint)
+
+    @property
+    def name(self) -> str:
+        """File name, for messages."""
+        return self.checkpoint.name
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells this adapter from others of its kind: a hash of its projector's vectors."""
+        shapes = self.checkpoint.image_proj.shapes()
+        vectors = sorted(key for key, shape in shapes.items() if len(shape) == 1)
+        return digest(*(self.checkpoint.image_proj[key] for key in vectors))
+
+    @cached_property
+    def projector(self) -> torch.nn.Module:
+        """The image projector, which computes in fp32 on the CPU; built at first use. Its matrices
+        stay in the file."""
+        projector = build_projector(self.spec, self.checkpoint.image_proj, self.name)
+        for parameter in projector.parameters():
+            if parameter.ndim != 2:  # biases, norms, latents
+                parameter.data = parameter.data.float()
+        return projector
+
+    @cached_property
+    def layer_ids(self) -> tuple[int, ...]:
+        """Ids of the adapter's layers in layer order: 1, 3, 5, ..."""
+        return tuple(
+            sorted(
+                int(key.split(".")[0])
+                for key in self.checkpoint.ip_adapter
+                if key.endswith(".to_k_ip.weight")
+            )
+        )
+
+    def key_values(
+        self,
+        prompt: ImagePrompt,
+        device: torch.device | str = "cpu",
+        wanted: Sequence[bool] | None = None,
+    ) -> Iterator[Mapping[Source, KeyValue]]:
+        """Project a prompt through each wanted layer in turn; one layer's weights are in memory at
+        a time.
+
+        wanted: per layer, whether to project it; all by default. Yields, per layer, unscaled fp32
+        keys and values of every kind of token the prompt has, on the CPU.
+        """
+        tokens = {Source.IMAGE: prompt.cond, Source.NEGATIVE: prompt.uncond}
+        if prompt.second is not None:
+            tokens[Source.SECOND_IMAGE] = prompt.second
+        content = digest(*tokens.values())
+        rows = torch.cat([kind.cpu().float().flatten(0, 1) for kind in tokens.values()])
+        for layer in compress(self.layer_ids, wanted or repeat(True)):
+            make = partial(self._project_layer, layer, rows, device)
+            key, value = self.recent.get((content, layer, str(device)), make)
+            yield dict(zip(tokens, _by_kind(key, value, tokens.values()), strict=True))
+
+    def _project_layer(
+        self, layer: int, rows: Tensor, device: torch.device | str
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens, (tokens, width) each."""
+        names = [f"{layer}.{part}.weight" for part in ("to_k_ip", "to_v_ip")]
+        weights = {name: self.checkpoint.ip_adapter[name] for name in names}
+        key, value = (_project(rows, weight, device) for weight in weights.values())
+        if not torch.isfinite(key.sum() + value.sum()):  # where damaged weights show, if any are
+            require_finite(weights, self.name)
+        return key, value
+
+    def __deepcopy__(self, memo: dict) -> Adapter:
+        """Immutable: hosts that deep-copy what a graph carries get the same object."""
+        return self
+
+
+def build_projector(
+    spec: AdapterSpec, image_proj: Mapping[str, Tensor], name: str = "the adapter"
+) -> nn.Module:
+    """The family's projector over the file's own tensors (their dtype, their device, no
+    gradients).
+    """
+    tensors = dict(image_proj)
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    try:
+        with torch.device("meta"):
+            module = BUILDERS[spec.family](shapes)
+    except (KeyError, ValueError, IndexError, RuntimeError) as error:
+        raise Problem.FILE_BROKEN(
+            f"{name}: its {spec.family.value} projector is incomplete ({type(error).__name__}: "
+            f"{error}). "
+            "Download the file again."
+        ) from error
+    _check(module, shapes, f"{name}: its {spec.family.value} projector")
+    require_finite(tensors, name)
+    module.load_state_dict(tensors, assign=True)
+    return module.requires_grad_(False).train(False)
+
+
+def _check(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Every expected key is there, with the expected shape, and no other."""
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    problems = [f"'{key}' is missing" for key in expected if key not in shapes]
+    problems += [f"'{key}' is not part of it" for key in shapes if key not in expected]
+    problems += [
+        f"'{key}' has the shape {shapes[key]}, expected {shape}"
+        for key, shape in expected.items()
+        if key in shapes and shapes[key] != shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise Problem.FILE_BROKEN(
+            f"{what} does not fit: {'; '.join(problems[:3])}{more}. The file is damaged or of an "
+            "unknown kind; "
+            "download it again."
+        )

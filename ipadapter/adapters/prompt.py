@@ -1,0 +1,48 @@
+"""An image prompt: what reference images become once an adapter's projector has read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..errors import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePrompt:
+    """Image tokens of one prompt.
+
+    cond: (items, tokens, token_dim), what rows of the positive prompt attend to.
+    uncond: (1 or items, tokens, token_dim), what all other rows attend to.
+    second: like cond, the second image of the style-and-composition types, else None.
+    items: 1 for a prompt of the whole batch; n for one prompt per latent of the batch (per frame).
+    images: reference pictures whose tokens lie one after another in `cond`.
+    """
+
+    cond: Tensor
+    uncond: Tensor
+    second: Tensor | None = None
+    images: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse empty prompts and widths that differ."""
+        if 0 in self.cond.shape or 0 in self.uncond.shape:
+            raise Problem.WRONG_INPUT(
+                "The image prompt is empty: connect at least one reference image."
+            )
+        if self.cond.shape[-1] != self.uncond.shape[-1]:
+            raise Problem.EMBEDS_MISMATCH(
+                f"Image tokens are {self.cond.shape[-1]} wide, those of the negative "
+                f"{self.uncond.shape[-1]}: "
+                "both must come from the same adapter."
+            )
+
+
+def concat(tokens: Tensor) -> Tensor:
+    """Join the tokens of several images into one prompt: (images, tokens, dim) -> (1, images *
+    tokens, dim).
+
+    All images share one softmax, as in the reference (`diffusers`, several images for one adapter).
+    """
+    return tokens.reshape(1, -1, tokens.shape[-1])

@@ -1,0 +1,1 @@
+"""What an Apply node asks for, without a host."""

@@ -1,0 +1,90 @@
+"""What travels on an IPADAPTER wire: this pack's own adapters, and what other packs' loaders put
+there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..adapters.adapter import Adapter
+from ..adapters.checkpoint import checkpoint_from_dict
+from ..errors import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline(Mapping[str, Mapping[str, Any]]):
+    """An adapter with what its loader found for it: encoder and face analysis.
+
+    Nodes of other packs take it apart as the nested dict that they know, so it reads as one.
+    """
+
+    adapter: Adapter
+    clip_vision: Any = None
+    insightface: Any = None
+
+    def __getitem__(self, part: str) -> Mapping[str, Any]:
+        return self._parts()[part]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts())
+
+    def __len__(self) -> int:
+        return len(self._parts())
+
+    def _parts(self) -> dict[str, dict[str, Any]]:
+        return {
+            "clipvision": {"file": None, "model": self.clip_vision},
+            "ipadapter": {"file": self.adapter.name, "model": self.adapter},
+            "insightface": {"provider": None, "model": self.insightface},
+        }
+
+    def __deepcopy__(self, memo: dict) -> Pipeline:
+        """Immutable."""
+        return self
+
+
+def pipeline_of(value: Any) -> Pipeline:
+    """Understand an IPADAPTER payload.
+
+    Accepts an Adapter or a Pipeline of this pack, the raw `{"image_proj", "ip_adapter"}` dict of
+    other packs' model loaders, and their pipeline dict `{"clipvision", "ipadapter",
+    "insightface"}`.
+    """
+    if isinstance(value, Pipeline):
+        return value
+    if isinstance(value, Adapter):
+        return Pipeline(value)
+    if isinstance(value, Mapping) and "ipadapter" in value:
+        return _from_foreign_pipeline(value)
+    if isinstance(value, Mapping) and "image_proj" in value:
+        return Pipeline(
+            Adapter.from_checkpoint(checkpoint_from_dict(value, "the connected IPADAPTER"))
+        )
+    raise Problem.WRONG_INPUT(
+        f"The ipadapter input received a {type(value).__name__}: expected the output of IPAdapter "
+        f"Model Loader or "
+        "IPAdapter Unified Loader."
+    )
+
+
+def _from_foreign_pipeline(value: Mapping[str, Any]) -> Pipeline:
+    def model(part: str) -> Any:
+        return (value.get(part) or {}).get("model")
+
+    raw = model("ipadapter")
+    if raw is None:
+        raise Problem.WRONG_INPUT(
+            "The connected IPADAPTER pipeline holds no adapter: its loader found none. Pick "
+            "another "
+            ""
+            "preset, or use "
+            "IPAdapter Model Loader."
+        )
+    name = str((value["ipadapter"] or {}).get("file") or "the connected IPADAPTER")
+    adapter = (
+        pipeline_of(raw).adapter
+        if not isinstance(raw, Mapping)
+        else Adapter.from_checkpoint(checkpoint_from_dict(raw, name))
+    )
+    return Pipeline(adapter, model("clipvision"), model("insightface"))

@@ -1,0 +1,156 @@
+"""What sits in a block's attn2 slot while a patched MODEL samples.
+
+A patch is plain and immutable: keys and values per adapter, a sigma range, a mask. It chains over
+whatever held the slot before. What changes during a sampling (sigma, which rows are cond, copies on
+the device) is in the call's own state, never in the patch, so clones may share it freely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .injection import Injection, Recorder, inject
+from .rows import CALL_KEY, CallState, Extra
+from .sigmas import ALWAYS, SigmaRange
+
+_WITNESS = "ip_adapter_witness"  # where a patch notes that what it wraps has called a patch itself
+
+Replacement = Callable[[Tensor, Tensor, Tensor, Extra], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class StackedCallback:
+    """A term that another pack stacked onto our slot with `.add`, and when it acts: other packs
+    leave that test to the slot's owner."""
+
+    callback: Callable[..., Tensor]
+    kwargs: Mapping[str, Any]
+    sigmas: SigmaRange
+
+    def acts(self, call: CallState) -> bool:
+        """True unless the call's noise level lies outside the range."""
+        return self.sigmas.always or self.sigmas.contains(call.sigma)
+
+
+class AttentionPatch:
+    """Callable for a block's attn2 slot: what held the slot before, plus the image attention of
+    each injection."""
+
+    def __init__(
+        self,
+        attention: Replacement,
+        injections: Sequence[Injection] = (),
+        previous: Replacement | None = None,
+        stacked: Sequence[StackedCallback] = (),
+        *,
+        overlaid: bool = False,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """attention: the host's own cross-attention, used where nothing held the slot
+        (`previous`). overlaid: `previous` came later and may call a patch of ours itself.
+        recorder: is shown every injection as it acts."""
+        self.attention = attention
+        self.injections = tuple(injections)
+        self.previous = previous
+        self.stacked = list(stacked)
+        self.overlaid = overlaid
+        self.recorder = recorder
+
+    @torch.compiler.disable()
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, extra_options: Extra) -> Tensor:
+        """query: (rows, length, width); key, value: (rows, text tokens, width). Returns query's
+        shape."""
+        if _WITNESS in extra_options:
+            extra_options[_WITNESS].append(self)
+        if self.overlaid:
+            witness: list[AttentionPatch] = []
+            extra_options = {**extra_options, _WITNESS: witness}
+        base = (self.previous or self.attention)(query, key, value, extra_options)
+        if self.overlaid and witness:
+            return base
+        call = extra_options.get(CALL_KEY) or CallState.from_extra(extra_options, query.shape[0])
+        owned = self.previous is None
+        for injection in self.injections:
+            if injection.acts(call):
+                if self.recorder is not None:
+                    self.recorder(injection, query, extra_options, call)
+                base = inject(
+                    injection, base if owned else base.clone(), query, extra_options, call
+                )
+                owned = True
+        for term in self.stacked:
+            if term.acts(call):
+                base = base + term.callback(base, query, key, value, extra_options, **term.kwargs)
+        return base
+
+    def with_injection(self, injection: Injection) -> AttentionPatch:
+        """A new patch that also does `injection`; this one stays as it is."""
+        return self._copy(injections=(*self.injections, injection))
+
+    def with_recorder(self, recorder: Recorder | None) -> AttentionPatch:
+        """A new patch that shows its injections to `recorder`; this one stays as it is."""
+        return self._copy(recorder=recorder)
+
+    def fork(self) -> AttentionPatch:
+        """A copy for a cloned MODEL, so that what is stacked onto the clone stays there."""
+        return self._copy()
+
+    def _copy(self, **changes: Any) -> AttentionPatch:
+        fields = {
+            "injections": self.injections,
+            "previous": self.previous,
+            "stacked": self.stacked,
+            "recorder": self.recorder,
+        }
+        return AttentionPatch(self.attention, **{**fields, **changes})
+
+    def over(self, late: Replacement) -> AttentionPatch:
+        """The same terms on top of what took the slot later; none if that calls our patch."""
+        return self._copy(previous=late, overlaid=True)
+
+    def add(self, callback: Callable[..., Tensor], **kwargs: Any) -> None:
+        """Stack a foreign term onto this slot: `callback(out, q, k, v, extra_options, **kwargs)`
+        returns a delta.
+
+        The de facto protocol of IP-Adapter, InstantID and PuLID packs, which call it on an occupied
+        slot. The term acts while `sigma_end <= sigma <= sigma_start` of its kwargs.
+        """
+        sigmas = SigmaRange(
+            float(kwargs.get("sigma_start", ALWAYS.start)), float(kwargs.get("sigma_end", 0.0))
+        )
+        self.stacked.append(StackedCallback(callback, kwargs, sigmas))
+
+    def to(self, device_or_dtype: Any) -> AttentionPatch:
+        """The host's memory management calls this. Our keys and values follow the query instead;
+        what held the slot before may want to move."""
+        move = getattr(self.previous, "to", None)
+        if not callable(move):
+            return self
+        moved: Any = move(device_or_dtype)
+        if moved is None or moved is self.previous:
+            return self
+        return self._copy(previous=moved)
+
+    def models(self) -> list[Any]:
+        """Model patchers that what held the slot before wants loaded."""
+        inner: Any = getattr(self.previous, "models", None)
+        return [] if inner is None else list(inner())
+
+    def cleanup(self) -> None:
+        """Pass the host's end-of-sampling call on to what held the slot before."""
+        inner = getattr(self.previous, "cleanup", None)
+        if callable(inner):
+            inner()
+
+    def nbytes(self) -> int:
+        """Bytes of keys and values held."""
+        return sum(injection.layer.nbytes() for injection in self.injections)
+
+    def __deepcopy__(self, memo: dict) -> AttentionPatch:
+        """Older hosts deep-copy model options on every clone; immutable content needs no copy."""
+        return self

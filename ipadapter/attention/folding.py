@@ -1,0 +1,125 @@
+"""Fold weights, scaling rules and swaps into keys and values, once, so that attention knows none of
+them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from .weight_types import LayerRule, Source
+
+
+class EmbedsScaling(str, Enum):
+    """What a weight scales. Values are the widget strings of the de facto nodes."""
+
+    V_ONLY = "V only"
+    K_AND_V = "K+V"
+    K_AND_V_PENALTY = "K+V w/ C penalty"
+    K_AND_MEAN_V_PENALTY = "K+mean(V) w/ C penalty"
+
+
+@dataclass(frozen=True, eq=False)
+class KeyValue:
+    """Keys and values of one layer: both (items, tokens, width)."""
+
+    key: Tensor
+    value: Tensor
+
+    def to(self, device: torch.device) -> KeyValue:
+        """The same on another device."""
+        return KeyValue(self.key.to(device), self.value.to(device))
+
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(t.numel() * t.element_size() for t in (self.key, self.value))
+
+
+@dataclass(frozen=True, eq=False)
+class LayerKeyValue:
+    """What the cond and the uncond rows of one layer attend to."""
+
+    cond: KeyValue
+    uncond: KeyValue
+
+    def to(self, device: torch.device) -> LayerKeyValue:
+        """The same on another device."""
+        return LayerKeyValue(self.cond.to(device), self.uncond.to(device))
+
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.cond.nbytes() + self.uncond.nbytes()
+
+
+_Scale = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _penalised(weight: Tensor, key: Tensor) -> Tensor:
+    """Weight scaled down on narrow layers: C / 1280, with C the layer's width (Fooocus)."""
+    return weight * (key.shape[-1] / 1280.0)
+
+
+def _mean_scaled(key: Tensor, value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    weight, mean = _penalised(weight, key), value.mean(dim=1, keepdim=True)
+    # Deviations from the mean cancel out at weight 0, but only up to rounding: they are left out.
+    return key * weight, (value - mean) * (weight != 0) + mean * weight
+
+
+_SCALES: Mapping[EmbedsScaling, _Scale] = {
+    EmbedsScaling.V_ONLY: lambda key, value, w: (key, value * w),
+    EmbedsScaling.K_AND_V: lambda key, value, w: (key * w, value * w),
+    EmbedsScaling.K_AND_V_PENALTY: lambda key, value, w: (
+        key * _penalised(w, key),
+        value * _penalised(w, key),
+    ),
+    EmbedsScaling.K_AND_MEAN_V_PENALTY: _mean_scaled,
+}
+
+
+def fold(
+    sources: Mapping[Source, KeyValue],
+    rules: Sequence[LayerRule],
+    scaling: EmbedsScaling,
+    dtype: torch.dtype,
+) -> LayerKeyValue | None:
+    """Keys and values of one layer with everything folded in; None if the layer rests.
+
+    sources: unscaled keys and values of each kind of token, for this layer.
+    rules: one rule for all items, or one per item (per-frame weights); they differ in weight only.
+    Where items and rules differ in number, the last of the fewer serves the rest.
+    """
+    if not any(rule.weight for rule in rules):
+        return None
+    scale = _SCALES[scaling]
+    weight = torch.tensor([rule.weight for rule in rules], dtype=torch.float32).view(-1, 1, 1)
+
+    def scaled(source: Source) -> KeyValue:
+        if source is Source.ZERO:
+            image = sources[Source.IMAGE]
+            return KeyValue(
+                torch.zeros_like(image.key[:1], dtype=dtype),
+                torch.zeros_like(image.value[:1], dtype=dtype),
+            )
+        pair = sources.get(source) or sources[Source.IMAGE]
+        count = max(len(pair.key), len(weight))
+        weights = _lengthened(weight, count).to(pair.key.device)
+        key, value = scale(_lengthened(pair.key, count), _lengthened(pair.value, count), weights)
+        return KeyValue(_narrow(key, dtype), _narrow(value, dtype))
+
+    return LayerKeyValue(scaled(rules[0].cond), scaled(rules[0].uncond))
+
+
+def _lengthened(tensor: Tensor, count: int) -> Tensor:
+    """Repeat the last item until there are `count`; one item serves all as it is."""
+    if len(tensor) in (1, count):
+        return tensor
+    return torch.cat((tensor, tensor[-1:].expand(count - len(tensor), *tensor.shape[1:])))
+
+
+def _narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast without overflow: half precision saturates instead of turning infinite."""
+    limit = torch.finfo(dtype).max
+    return tensor.clamp(-limit, limit).to(dtype) if dtype != tensor.dtype else tensor

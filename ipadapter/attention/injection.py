@@ -1,0 +1,139 @@
+"""One adapter in one block, on any base: what it adds, when, where and for which rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import Problem
+from .decoupled import add_image_attention
+from .folding import KeyValue, LayerKeyValue
+from .mask import Factor, block_grid, mask_rows, warn_unplaced
+from .rows import CallState, Extra, Rows
+from .sigmas import ALWAYS, SigmaRange
+
+Recorder = Callable[["Injection", Tensor, Extra, CallState], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Injection:
+    """One adapter in one block.
+
+    layer: keys and values with everything folded in. mask: (masks, H, W) or None; mask i belongs to
+    latent i, the last one to all later latents. With one item the prompt serves the whole batch;
+    with n, item i serves latent i, the last one all later latents. strength: of the whole term, for
+    strengths that change from step to step. images: reference pictures that share the tokens.
+    """
+
+    layer: LayerKeyValue
+    sigmas: SigmaRange = ALWAYS
+    mask: Tensor | None = None
+    strength: float = 1.0
+    images: int = 1
+
+    @property
+    def items(self) -> int:
+        """Number of per-latent prompts: 1 serves the whole batch."""
+        pairs = (self.layer.cond, self.layer.uncond)
+        return max(tensor.shape[0] for pair in pairs for tensor in (pair.key, pair.value))
+
+    def acts(self, call: CallState) -> bool:
+        """True unless the call's noise level lies outside the range."""
+        return self.sigmas.always or self.sigmas.contains(call.sigma)
+
+    def with_strength(self, strength: float) -> Injection:
+        """The same at another strength; device copies of keys and values stay shared."""
+        return replace(self, strength=strength)
+
+    def prepared(self, call: CallState, query: Tensor) -> KeyValue:
+        """Keys and values on the query's device and dtype, one group of rows after another.
+
+        (chunks, tokens, width) where a prompt serves whole chunks, else (rows, tokens, width). Made
+        once per sampling run for each pattern of cond and uncond chunks; of per-latent prompts only
+        the current window is kept.
+        """
+        rows = call.rows(query.shape[0])
+        items = (0,) if self.items == 1 else rows.items
+        slot = (self.layer, rows.is_cond, query.device, query.dtype)
+        kept = call.prepared.get(slot)
+        if kept is None or kept[0] != items:
+            kept = (items, _gather(self.layer, rows.is_cond, items, query))
+            call.prepared[slot] = kept
+        return kept[1]
+
+    def mask_for(self, call: CallState, query: Tensor, extra: Extra) -> Tensor | None:
+        """(1 or rows, length, 1) mask on the block's own grid, or None. Resized once per sampling
+        run, grid and window."""
+        if self.mask is None:
+            return None
+        if not call.placed:
+            warn_unplaced(call.prepared)
+        height, width = block_grid(query.shape[1], extra)
+        rows = call.rows(query.shape[0])
+        if self.mask.shape[0] == 1 and not any(rows.crops):
+            rows = Rows((True,), (0,), (None,))  # one mask for every row
+        layout = (rows.items, rows.crops)
+        slot = (id(self.mask), query.device, query.dtype, height, width)
+        kept = call.prepared.get(slot)
+        if kept is None or kept[0] != layout:
+            made = mask_rows(self.mask, height, width, rows.items, rows.crops)
+            kept = (layout, made.to(query.device, query.dtype), self.mask)  # keeps the id in use
+            call.prepared[slot] = kept
+        return kept[1]
+
+
+def _gather(
+    layer: LayerKeyValue, chunks: Sequence[bool], items: Sequence[int], query: Tensor
+) -> KeyValue:
+    """Stack the rows' keys and values, then move them in one copy."""
+    width = layer.cond.key.shape[-1]
+    if width != query.shape[-1]:
+        raise Problem.WRONG_BASE(
+            f"The image prompt was made for a layer of width {width}, this MODEL's is "
+            f"{query.shape[-1]}: make the prompt from the same MODEL that samples."
+        )
+    tokens = max(layer.cond.key.shape[1], layer.uncond.key.shape[1])
+
+    def stack(cond: Tensor, uncond: Tensor) -> Tensor:
+        parts = [_pick(cond if is_cond else uncond, items, tokens) for is_cond in chunks]
+        return torch.cat(parts).to(query.device, query.dtype)
+
+    return KeyValue(
+        stack(layer.cond.key, layer.uncond.key), stack(layer.cond.value, layer.uncond.value)
+    )
+
+
+def _pick(tensor: Tensor, items: Sequence[int], tokens: int) -> Tensor:
+    """Rows of the given items; fewer tokens are repeated, which leaves a softmax over whole copies
+    unchanged."""
+    rows = tensor[[min(item, tensor.shape[0] - 1) for item in items]]
+    if rows.shape[1] == tokens:
+        return rows
+    if tokens % rows.shape[1]:
+        raise Problem.EMBEDS_MISMATCH(
+            f"Image prompts of {rows.shape[1]} and {tokens} tokens cannot share a batch."
+        )
+    return rows.repeat(1, tokens // rows.shape[1], 1)
+
+
+def inject(
+    injection: Injection, base: Tensor, query: Tensor, extra: Extra, call: CallState
+) -> Tensor:
+    """Add one adapter's image attention to `base`, which may be overwritten."""
+    pair = injection.prepared(call, query)
+    heads = extra.get("n_heads")
+    if heads is None:
+        raise Problem.OTHER_PACK(
+            "The caller of this attention slot gives no n_heads in extra_options, so the image "
+            "prompt cannot split its heads. Sample with ComfyUI's own UNet."
+        )
+    factor = Factor(injection.mask_for(call, query, extra), injection.strength)
+    if extra.get("attn_precision") == torch.float32 and query.dtype != torch.float32:
+        wide = add_image_attention(
+            base.float(), query.float(), pair.key.float(), pair.value.float(), heads, factor
+        )
+        return wide.to(base.dtype)
+    return add_image_attention(base, query, pair.key, pair.value, heads, factor)

@@ -1,0 +1,68 @@
+"""Weights as users write them: "1.0, 0.5" over frames, "3:2.5, 6:1" over layers."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from ..errors import Problem
+
+NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
+SEPARATORS = r"[,;\n]"
+
+
+def parse_weights(text: str) -> tuple[float, ...]:
+    """Read numbers separated by commas, semicolons or new lines; empty places do not count."""
+    parts = [part.strip() for part in re.split(SEPARATORS, text)]
+    return tuple(
+        _number(part, f"weights, number {position}")
+        for position, part in enumerate(parts, start=1)
+        if part
+    )
+
+
+def parse_layer_weights(text: str, count: int) -> dict[int, float]:
+    """Read "index:weight, index:weight"; `count` is the number of indices the model has.
+
+    Commas, semicolons and new lines separate; an empty text is an empty mapping. What is wrong is
+    quoted in the error, with its place.
+    """
+    result: dict[int, float] = {}
+    parts = [part.strip() for part in re.split(SEPARATORS, text)]
+    for position, part in enumerate(parts, start=1):
+        if not part:
+            continue
+        index, weight = _layer_weight(part, position, count)
+        if index in result:
+            raise Problem.WEIGHTS_TEXT(
+                f'layer_weights, entry {position}: "{part}" names layer {index} again '
+                f"(it already has {result[index]:g}). Keep one of them."
+            )
+        result[index] = weight
+    return result
+
+
+def _layer_weight(part: str, position: int, count: int) -> tuple[int, float]:
+    place = f'layer_weights, entry {position}: "{part}"'
+    index, colon, weight = (piece.strip() for piece in part.partition(":"))
+    if not colon:
+        raise Problem.WEIGHTS_TEXT(f'{place} has no ":". Write index:weight, for example "3:0.8".')
+    if not weight:
+        raise Problem.WEIGHTS_TEXT(
+            f'{place} has no weight after ":". Write for example "{index or 3}:0.8".'
+        )
+    if not re.fullmatch(r"\d{1,6}", index, re.ASCII):
+        raise Problem.WEIGHTS_TEXT(
+            f'{place}: expected a layer index from 0 to {count - 1}, got "{index}" before ":".'
+        )
+    if int(index) >= count:
+        raise Problem.WEIGHTS_TEXT(
+            f"{place}: this model's layer indices are 0 to {count - 1}, got {int(index)}."
+        )
+    return int(index), _number(weight, place)
+
+
+def _number(text: str, place: str) -> float:
+    if re.fullmatch(NUMBER, text, re.ASCII | re.IGNORECASE) and math.isfinite(float(text)):
+        return float(text)
+    raise Problem.WEIGHTS_TEXT(f'{place}: expected a number such as 0.8, got "{text}".')

@@ -1,0 +1,51 @@
+"""The UNets: SD1.5, SD2, SDXL, SSD-1B, Vega, KOALA; their widths and style layers."""
+
+from __future__ import annotations
+
+from .layout import StyleLayers, UNetLayout
+
+_SDXL_STYLE = StyleLayers(frozenset({("output", 1)}), {("input", 8): 1.0})
+_SD15_STYLE = StyleLayers(
+    frozenset({*(("input", n) for n in (1, 2, 4, 5)), *(("output", n) for n in range(5, 12))}),
+    {("input", 7): 0.25, ("input", 8): 1.0},
+)
+
+
+def style_layers(layout: UNetLayout) -> StyleLayers:
+    """Style and composition blocks of a layout: SDXL's, SD1.5's, else the last input block against
+    all outputs."""
+    blocks = {layer.block[:2] for layer in layout.layers}
+    if {("input", 8), ("output", 1)} <= blocks and ("input", 1) not in blocks:
+        return _SDXL_STYLE
+    if {("input", 1), ("input", 8), ("output", 11)} <= blocks:
+        return _SD15_STYLE
+    inputs = sorted(number for name, number in blocks if name == "input")
+    composition = {("input", inputs[-1]): 1.0} if inputs else {}
+    style = {block for block in blocks if block[0] != "middle" and block not in composition}
+    return StyleLayers(frozenset(style), composition)
+
+
+def _widths(*runs: tuple[int, int]) -> tuple[int, ...]:
+    return tuple(width for width, count in runs for _ in range(count))
+
+
+_SD1 = _widths((320, 2), (640, 2), (1280, 5), (640, 3), (320, 3), (1280, 1))
+_SDXL = _widths((640, 4), (1280, 50), (640, 6), (1280, 10))
+# (width of the text context, widths of the cross-attention layers in id order): input, output,
+# middle blocks.
+BASES = {
+    "SD1.5": (768, _SD1),
+    "SD2": (1024, _SD1),
+    "SDXL": (2048, _SDXL),
+    "SSD-1B": (2048, _widths((640, 4), (1280, 26), (640, 4))),
+    "Segmind Vega": (2048, _widths((640, 2), (1280, 10), (640, 3))),
+    "KOALA": (2048, _widths((640, 2), (1280, 15), (640, 4))),
+}
+
+
+def base_name(token_dim: int, layer_widths: tuple[int, ...]) -> str:
+    """The base with these cross-attention layers, or a description of an unknown one."""
+    for name, known in BASES.items():
+        if known == (token_dim, layer_widths):
+            return name
+    return f"custom UNet ({len(layer_widths)} layers, width {token_dim})"

@@ -1,0 +1,1 @@
+"""Bytes and tensors: reading files safely, telling what they are, writing without a loss."""

@@ -1,0 +1,1 @@
+"""How each kind of base model is read and patched inside ComfyUI."""

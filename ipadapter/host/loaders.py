@@ -1,0 +1,180 @@
+"""Model files: only names that the host's own folder lists offer are ever opened."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import comfy.sd
+import folder_paths
+from comfy.model_patcher import ModelPatcher
+
+from ..adapters.adapter import Adapter
+from ..adapters.checkpoint import read_checkpoint
+from ..adapters.lora import own_lora
+from ..apply.wire import Pipeline, pipeline_of
+from ..errors import Problem
+from ..files.tensors import open_tensor_file
+from ..library.choose import Choice, choose
+from ..library.doctor import Folders, ModelFacts, Subject, report
+from ..library.scan import scan
+from ..pictures.faces import environment
+from .bases.unet import read_layout
+from .encoders import FOLDER as ENCODERS
+from .encoders import facts_of, load_encoder
+from .faces import load_face_analysis
+
+ADAPTERS = "ipadapter"
+
+
+def register_folders() -> None:
+    """Make `models/ipadapter` known, beside any that `extra_model_paths.yaml` named before."""
+    folder_paths.add_model_folder_path(ADAPTERS, os.path.join(folder_paths.models_dir, ADAPTERS))
+    paths, extensions = folder_paths.folder_names_and_paths[ADAPTERS]
+    if not extensions:  # an entry from extra_model_paths.yaml lists every file
+        folder_paths.folder_names_and_paths[ADAPTERS] = (
+            paths,
+            set(folder_paths.supported_pt_extensions),
+        )
+
+
+def adapter_names() -> list[str]:
+    """Names for the loader's list, relative to the adapter folders."""
+    return folder_paths.get_filename_list(ADAPTERS)
+
+
+def find(folder: str, name: str) -> Path:
+    """The path of a listed model file. Raises FileNotFoundError for anything that is not in the
+    list."""
+    path = (
+        folder_paths.get_full_path(folder, name)
+        if name in folder_paths.get_filename_list(folder)
+        else None
+    )
+    if path is None:
+        folders = ", ".join(folder_paths.get_folder_paths(folder))
+        raise Problem.FILE_MISSING(
+            f"{name} is not in the {folder} folder ({folders}). Put the file there and press R to "
+            f"refresh the lists, "
+            "or pick another.",
+            FileNotFoundError,
+        )
+    return Path(path)
+
+
+def load_adapter(name: str) -> Adapter:
+    """Open an adapter file: its header and its projector's shapes; layer weights stay on disk."""
+    return Adapter.from_checkpoint(read_checkpoint(find(ADAPTERS, name)))
+
+
+def fingerprint(folder: str, name: str) -> tuple[str, int, int]:
+    """Changes when the file does: name, size, time of change."""
+    stat = find(folder, name).stat()
+    return name, stat.st_size, stat.st_mtime_ns
+
+
+LORAS = "loras"
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """What a unified loader gives: the MODEL (with a LoRA where the adapter has one), the adapter,
+    and notes."""
+
+    model: ModelPatcher
+    pipeline: Pipeline
+    notes: tuple[str, ...] = ()
+
+
+def model_facts(model: ModelPatcher) -> ModelFacts:
+    """What a MODEL is; no layers where it is no UNet with cross-attention."""
+    kind = type(model.model).__name__
+    try:
+        layout = read_layout(model)
+    except ValueError:
+        return ModelFacts(0, (), kind)
+    widths = tuple(layer.width for layer in layout.layers)
+    unet = model.get_model_object("diffusion_model")
+    base = "Kolors" if hasattr(unet, "encoder_hid_proj") else ""
+    return ModelFacts(layout.context_dim, widths, kind, base)
+
+
+def model_folders() -> Folders:
+    """The folders that loaders search, listed afresh."""
+    return Folders(
+        *(scan(folder_paths.get_folder_paths(kind)) for kind in (ADAPTERS, ENCODERS, LORAS))
+    )
+
+
+def load_preset(model: ModelPatcher, preset: str, lora_strength: float = 0.0) -> Loaded:
+    """Find and open what a preset means for this MODEL. The MODEL is patched with the adapter's
+    LoRA, if any."""
+    layout = read_layout(model)  # a MODEL without cross-attention is refused here, with the reason
+    base = model_facts(model).base_name or layout.name
+    folders = model_folders()
+    chosen = choose(
+        preset,
+        base,
+        folders.adapters,
+        folders.encoders,
+        folders.loras,
+        need_lora=lora_strength != 0,
+    )
+    adapter = Adapter(chosen.spec, read_checkpoint(chosen.adapter.path))
+    encoder = None if chosen.encoder is None else load_encoder(chosen.encoder.path)
+    return Loaded(
+        with_lora(model, chosen, lora_strength),
+        Pipeline(adapter, encoder),
+        (summary(chosen), *chosen.notes),
+    )
+
+
+def load_face_preset(
+    model: ModelPatcher, preset: str, lora_strength: float, provider: str
+) -> Loaded:
+    """Like `load_preset`, with face analysis: antelopev2 for Kolors, else buffalo_l."""
+    loaded = load_preset(model, preset, lora_strength)
+    kolors = loaded.pipeline.adapter.spec.base_name == "Kolors"
+    analysis = load_face_analysis("antelopev2" if kolors else "buffalo_l", provider)
+    return replace(loaded, pipeline=replace(loaded.pipeline, insightface=analysis))
+
+
+def with_lora(model: ModelPatcher, chosen: Choice, strength: float) -> ModelPatcher:
+    """The MODEL with the LoRA that belongs to a FaceID adapter: its file, else the one inside the
+    adapter."""
+    if strength == 0:
+        return model
+    if chosen.lora is not None:
+        state = dict(open_tensor_file(chosen.lora.path).tensors)
+    elif chosen.lora_inside:
+        checkpoint = read_checkpoint(chosen.adapter.path)
+        blocks = [layer.block for layer in read_layout(model).layers]
+        state = own_lora(checkpoint.ip_adapter, blocks, checkpoint.name)
+    else:
+        return model
+    patched, _ = comfy.sd.load_lora_for_models(model, None, state, strength, 0)
+    return cast(ModelPatcher, patched)
+
+
+def summary(chosen: Choice) -> str:
+    """One line for the node: which files were taken."""
+    files = [chosen.adapter, chosen.encoder, chosen.lora]
+    names = " + ".join(Path(file.name).name for file in files if file is not None)
+    return f"{names}: {chosen.spec.summary}"
+
+
+def diagnose(model: ModelPatcher, ipadapter: Any, clip_vision: Any, preset: str) -> str:
+    """The doctor's report on what is connected and what lies in the folders."""
+    pipeline = None if ipadapter is None else pipeline_of(ipadapter)
+    if pipeline is not None:
+        pipeline = replace(pipeline, clip_vision=clip_vision or pipeline.clip_vision)
+        clip_vision = pipeline.clip_vision
+    subject = Subject(
+        model_facts(model),
+        None if pipeline is None else (pipeline.adapter.name, pipeline.adapter.spec),
+        None if clip_vision is None else ("the connected encoder", facts_of(clip_vision)),
+        preset,
+    )
+    return report(subject, model_folders(), [environment()])

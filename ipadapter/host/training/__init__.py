@@ -1,0 +1,1 @@
+"""Training inside ComfyUI: data, the frozen base, the session of one node."""

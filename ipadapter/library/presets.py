@@ -1,0 +1,236 @@
+"""The unified loaders' presets as data: what each needs on each base, and where the file is
+found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from ..adapters.families import Family
+from ..adapters.spec import AdapterSpec
+from ..errors import Problem
+
+
+class Variant(str, Enum):
+    """Files of one family and shape that were trained for different things; only names differ."""
+
+    ANY = "any"
+    PLAIN = "the general variant"
+    LIGHT = "the light variant"
+    FACE = "the face variant"
+    COMPOSITION = "the composition variant"
+    V1 = "version 1"
+    V2 = "version 2"
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """The adapter that a preset means on a base."""
+
+    family: Family
+    variant: Variant = Variant.ANY
+    embed_dim: int = 0
+    """Width of the image encoder, where adapters of the family exist for several; 0: any."""
+    file: str = ""
+    """The official file; empty where none was published for the base."""
+    source: str = ""
+    """Repository and folder that hold it."""
+    lora: str = ""
+    """The LoRA that belongs to it."""
+
+    @property
+    def summary(self) -> str:
+        """What is needed, for messages."""
+        special = self.variant not in (Variant.ANY, Variant.PLAIN)
+        return self.family.value + (f", {self.variant.value}" if special else "")
+
+
+@dataclass(frozen=True)
+class EncoderSource:
+    """Where an image encoder is published, and the name that users give it."""
+
+    hidden: int
+    projected: int
+    image_size: int
+    source: str
+    file: str
+    hints: tuple[str, ...]
+
+
+LIGHT = "LIGHT - SD1.5 only (low strength)"
+STANDARD = "STANDARD (medium strength)"
+VIT_G = "VIT-G (medium strength)"
+PLUS = "PLUS (high strength)"
+PLUS_FACE = "PLUS FACE (portraits)"
+FULL_FACE = "FULL FACE - SD1.5 only (portraits stronger)"
+FACEID = "FACEID"
+FACEID_PLUS = "FACEID PLUS - SD1.5 only"
+FACEID_PLUS_V2 = "FACEID PLUS V2"
+FACEID_PORTRAIT = "FACEID PORTRAIT (style transfer)"
+FACEID_UNNORM = "FACEID PORTRAIT UNNORM - SDXL only (strong)"
+COMPOSITION = "Composition"
+KOLORS = "Kolors"
+
+UNIFIED_PRESETS = (LIGHT, STANDARD, VIT_G, PLUS, PLUS_FACE, FULL_FACE)
+FACEID_PRESETS = (FACEID, FACEID_PLUS, FACEID_PLUS_V2, FACEID_PORTRAIT, FACEID_UNNORM)
+COMMUNITY_PRESETS = (COMPOSITION, KOLORS)
+
+_A15, _AXL = "h94/IP-Adapter, folder models", "h94/IP-Adapter, folder sdxl_models"
+_F = "h94/IP-Adapter-FaceID"
+_O = "ostris/ip-composition-adapter"
+_K = "Kwai-Kolors/Kolors-IP-Adapter-Plus"
+_PLAIN, _FACE = Variant.PLAIN, Variant.FACE
+_KOLORS = Requirement(Family.KOLORS_PLUS, file="ip_adapter_plus_general.bin", source=_K)
+
+
+def _faceid(family: Family, variant: Variant, stem: str, lora: bool = True) -> Requirement:
+    lora_file = f"{stem}_lora.safetensors" if lora else ""
+    return Requirement(family, variant, file=f"{stem}.bin", source=_F, lora=lora_file)
+
+
+# What a preset means on any base, official file or not.
+_MEANINGS = {
+    LIGHT: Requirement(Family.STANDARD, Variant.LIGHT),
+    STANDARD: Requirement(Family.STANDARD, _PLAIN),
+    VIT_G: Requirement(Family.STANDARD, _PLAIN, 1280),
+    PLUS: Requirement(Family.PLUS, _PLAIN),
+    PLUS_FACE: Requirement(Family.PLUS, _FACE),
+    FULL_FACE: Requirement(Family.FULL_FACE),
+    FACEID: Requirement(Family.FACEID),
+    FACEID_PLUS: Requirement(Family.FACEID_PLUS, Variant.V1),
+    FACEID_PLUS_V2: Requirement(Family.FACEID_PLUS_V2, Variant.V2),
+    FACEID_PORTRAIT: Requirement(Family.PORTRAIT),
+    FACEID_UNNORM: Requirement(Family.PORTRAIT_UNNORM),
+    COMPOSITION: Requirement(Family.PLUS, Variant.COMPOSITION),
+    KOLORS: _KOLORS,
+}
+
+OFFICIAL: dict[str, dict[str, Requirement]] = {
+    "SD1.5": {
+        LIGHT: Requirement(
+            Family.STANDARD, Variant.LIGHT, 1024, "ip-adapter_sd15_light_v11.bin", _A15
+        ),
+        STANDARD: Requirement(Family.STANDARD, _PLAIN, 1024, "ip-adapter_sd15.safetensors", _A15),
+        VIT_G: Requirement(
+            Family.STANDARD, _PLAIN, 1280, "ip-adapter_sd15_vit-G.safetensors", _A15
+        ),
+        PLUS: Requirement(Family.PLUS, _PLAIN, 1280, "ip-adapter-plus_sd15.safetensors", _A15),
+        PLUS_FACE: Requirement(
+            Family.PLUS, _FACE, 1280, "ip-adapter-plus-face_sd15.safetensors", _A15
+        ),
+        FULL_FACE: Requirement(
+            Family.FULL_FACE, file="ip-adapter-full-face_sd15.safetensors", source=_A15
+        ),
+        FACEID: _faceid(Family.FACEID, Variant.ANY, "ip-adapter-faceid_sd15"),
+        FACEID_PLUS: _faceid(Family.FACEID_PLUS, Variant.V1, "ip-adapter-faceid-plus_sd15"),
+        FACEID_PLUS_V2: _faceid(Family.FACEID_PLUS_V2, Variant.V2, "ip-adapter-faceid-plusv2_sd15"),
+        FACEID_PORTRAIT: _faceid(
+            Family.PORTRAIT, Variant.ANY, "ip-adapter-faceid-portrait-v11_sd15", lora=False
+        ),
+        COMPOSITION: Requirement(
+            Family.PLUS, Variant.COMPOSITION, 1280, "ip_plus_composition_sd15.safetensors", _O
+        ),
+    },
+    "SDXL": {
+        STANDARD: Requirement(
+            Family.STANDARD, _PLAIN, 1024, "ip-adapter_sdxl_vit-h.safetensors", _AXL
+        ),
+        VIT_G: Requirement(Family.STANDARD, _PLAIN, 1280, "ip-adapter_sdxl.safetensors", _AXL),
+        PLUS: Requirement(
+            Family.PLUS, _PLAIN, 1280, "ip-adapter-plus_sdxl_vit-h.safetensors", _AXL
+        ),
+        PLUS_FACE: Requirement(
+            Family.PLUS, _FACE, 1280, "ip-adapter-plus-face_sdxl_vit-h.safetensors", _AXL
+        ),
+        FACEID: _faceid(Family.FACEID, Variant.ANY, "ip-adapter-faceid_sdxl"),
+        FACEID_PLUS_V2: _faceid(Family.FACEID_PLUS_V2, Variant.V2, "ip-adapter-faceid-plusv2_sdxl"),
+        FACEID_PORTRAIT: _faceid(
+            Family.PORTRAIT, Variant.ANY, "ip-adapter-faceid-portrait_sdxl", lora=False
+        ),
+        FACEID_UNNORM: _faceid(
+            Family.PORTRAIT_UNNORM,
+            Variant.ANY,
+            "ip-adapter-faceid-portrait_sdxl_unnorm",
+            lora=False,
+        ),
+        COMPOSITION: Requirement(
+            Family.PLUS, Variant.COMPOSITION, 1280, "ip_plus_composition_sdxl.safetensors", _O
+        ),
+        # Kolors' UNet has the layers of SDXL's, and the host may call it so.
+        KOLORS: _KOLORS,
+    },
+    "Kolors": {KOLORS: _KOLORS},
+}
+
+ENCODER_SOURCES = (
+    EncoderSource(
+        1280,
+        1024,
+        224,
+        "h94/IP-Adapter, models/image_encoder/model.safetensors",
+        "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",
+        ("vith", "h14", "b79k", "ipadapter", "imageencoder", "sd15"),
+    ),
+    EncoderSource(
+        1664,
+        1280,
+        224,
+        "h94/IP-Adapter, sdxl_models/image_encoder/model.safetensors",
+        "CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors",
+        ("bigg", "b160k", "ipadapter", "imageencoder", "sdxl"),
+    ),
+    EncoderSource(
+        1024,
+        768,
+        336,
+        "Kwai-Kolors/Kolors-IP-Adapter-Plus, image_encoder/pytorch_model.bin",
+        "clip-vit-large-patch14-336.bin",
+        ("336", "kolors", "imageencoder"),
+    ),
+)
+
+
+def requirement(preset: str, base: str) -> Requirement:
+    """What a preset means on a base; ValueError if there is no such combination."""
+    if preset not in _MEANINGS:
+        raise Problem.BAD_VALUE(
+            f'There is no preset "{preset}". Choose one of: {", ".join(_MEANINGS)}.'
+        )
+    if base not in OFFICIAL:
+        return _MEANINGS[preset]
+    if preset not in OFFICIAL[base]:
+        bases = " and ".join(name for name, presets in OFFICIAL.items() if preset in presets)
+        raise Problem.WRONG_BASE(
+            f'Preset "{preset}" exists for {bases}, the model is {base}. '
+            f"Presets for {base}: {', '.join(OFFICIAL[base])}."
+        )
+    return OFFICIAL[base][preset]
+
+
+def letters(name: str) -> str:
+    """A file name without folder, case, spaces and punctuation."""
+    file = name.replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(filter(str.isalnum, file.lower()))
+
+
+def variant_of(spec: AdapterSpec, name: str) -> Variant | None:
+    """The variant that a file name tells for an adapter of this family; None if it tells
+    nothing.
+    """
+    text = letters(name)
+    if spec.family is Family.STANDARD:
+        if "light" in text:
+            return Variant.LIGHT
+        return Variant.PLAIN if "ipadapter" in text else None
+    if spec.family is Family.PLUS:
+        if "composition" in text:
+            return Variant.COMPOSITION
+        if "face" in text:
+            return Variant.FACE
+        return Variant.PLAIN if "plus" in text else None
+    if spec.family in (Family.FACEID_PLUS, Family.FACEID_PLUS_V2):
+        if "plusv2" in text:
+            return Variant.V2
+        return Variant.V1 if "faceidplus" in text else None
+    return Variant.ANY

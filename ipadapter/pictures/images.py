@@ -1,0 +1,291 @@
+"""Reference images as the image encoders want them: checked, cut square, resized, sharpened.
+
+Images are (batch, height, width, channels) floats in 0..1, as the host passes them. Resizing goes
+through Pillow on 8-bit pixels, because that is how the encoders' training images were prepared;
+an image that already has the encoder's size is not resized again by the host.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from enum import Enum
+from functools import reduce
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..attention.mask import check_mask, mask_rows
+from ..errors import Problem
+
+logger = logging.getLogger("ipadapter")
+
+# A pixel of this colour is zero after CLIP's normalisation: the reference's "no image".
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+BLACK = (0.0, 0.0, 0.0)
+
+# Longer than this many target sizes, only the kept part of an elongated image is computed.
+MAX_ELONGATION = 16
+
+
+class Fit(str, Enum):
+    """How an image that is not square becomes square."""
+
+    CROP = "crop"
+    PAD = "pad"
+    SQUASH = "squash"
+
+
+class CropPosition(str, Enum):
+    """Which part of an image that is not square is kept; a side on the other axis means centre."""
+
+    TOP = "top"
+    BOTTOM = "bottom"
+    LEFT = "left"
+    RIGHT = "right"
+    CENTER = "center"
+    PAD = "pad"
+
+
+class Interpolation(str, Enum):
+    """Resampling filters, named as Pillow names them."""
+
+    LANCZOS = "LANCZOS"
+    BICUBIC = "BICUBIC"
+    HAMMING = "HAMMING"
+    BILINEAR = "BILINEAR"
+    BOX = "BOX"
+    NEAREST = "NEAREST"
+
+    @property
+    def resampling(self) -> Image.Resampling:
+        return Image.Resampling[self.value]
+
+
+@dataclass(frozen=True)
+class CropLoss:
+    """What cutting an image square throws away: the fraction of its area, and from which sides."""
+
+    fraction: float
+    sides: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.fraction:.0%} of the image is cut off ({' and '.join(self.sides)})"
+
+
+def as_rgb(image: Tensor, name: str = "image") -> Tensor:
+    """Check an image and make it (batch, height, width, 3) float32 in 0..1.
+
+    One image without a batch axis, 8-bit integers, and 1 (grey), 2 (grey, alpha), 3 or 4 (RGBA)
+    channels are accepted. Transparency is composited over white, the paper of cut-out pictures:
+    dropping alpha, as the host does, shows the encoder whatever colour the invisible pixels have.
+    """
+    if not isinstance(image, Tensor):
+        raise Problem.BAD_PICTURE(f"{name}: expected an image tensor, got {type(image).__name__}.")
+    if image.ndim == 3:
+        image = image.unsqueeze(0)
+    if image.ndim != 4 or not 1 <= image.shape[-1] <= 4:
+        raise Problem.BAD_PICTURE(
+            f"{name}: expected (batch, height, width, 1 to 4 channels), got {tuple(image.shape)}."
+        )
+    if image.numel() == 0:
+        raise Problem.BAD_PICTURE(f"{name}: expected at least one pixel, got {tuple(image.shape)}.")
+    image = image / 255.0 if image.dtype == torch.uint8 else image.to(torch.float32)
+    _check_finite(image, name)
+    color, alpha = _split_alpha(image.clamp(0.0, 1.0))
+    color = color.expand(-1, -1, -1, 3)
+    return color.contiguous() if alpha is None else color * alpha + (1.0 - alpha)
+
+
+def clip_image(image: Tensor, size: int = 224, fit: Fit = Fit.CROP, name: str = "image") -> Tensor:
+    """Make (batch, size, size, 3) images ready for a CLIP encoder, in whole 8-bit levels.
+
+    CROP is the Hugging Face rule: the short side becomes `size`, the long side is truncated (not
+    rounded) to a whole pixel, and the centre is kept. PAD keeps everything on a field of CLIP's
+    mean colour. SQUASH ignores the proportions.
+    """
+    image = as_rgb(image, name)
+    height, width = image.shape[1:3]
+    if height == width == size:
+        return _from_levels(_levels(image), image.device)
+    if fit is Fit.PAD:
+        image = pad_square(image, CLIP_MEAN)
+    if fit is not Fit.CROP:
+        return resize(image, size, size, Interpolation.BICUBIC)
+    return _resize_and_crop(image, size)
+
+
+def prep_image(
+    image: Tensor,
+    interpolation: Interpolation = Interpolation.LANCZOS,
+    crop_position: CropPosition = CropPosition.CENTER,
+    sharpening: float = 0.0,
+    size: int = 224,
+) -> Tensor:
+    """Cut or pad (black) to a square, resize to (batch, size, size, 3), then sharpen."""
+    image = as_rgb(image)
+    if crop_position is CropPosition.PAD:
+        image = pad_square(image, BLACK)
+    else:
+        image = crop_square(image, crop_position)
+    return sharpen(resize(image, size, size, interpolation), sharpening)
+
+
+def crop_square(image: Tensor, position: CropPosition = CropPosition.CENTER) -> Tensor:
+    """Keep the largest square of (batch, height, width, channels) at one end or in the middle."""
+    height, width = image.shape[1:3]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    if position is CropPosition.TOP:
+        top = 0
+    elif position is CropPosition.BOTTOM:
+        top = height - side
+    elif position is CropPosition.LEFT:
+        left = 0
+    elif position is CropPosition.RIGHT:
+        left = width - side
+    return image[:, top : top + side, left : left + side]
+
+
+def pad_square(image: Tensor, color: tuple[float, float, float]) -> Tensor:
+    """Centre (batch, height, width, 3) on a square field of one colour."""
+    batch, height, width, _ = image.shape
+    side = max(height, width)
+    field = image.new_tensor(color).expand(batch, side, side, 3).clone()
+    top, left = (side - height) // 2, (side - width) // 2
+    field[:, top : top + height, left : left + width] = image
+    return field
+
+
+def resize(
+    image: Tensor,
+    height: int,
+    width: int,
+    interpolation: Interpolation = Interpolation.BICUBIC,
+) -> Tensor:
+    """Resize (batch, height, width, 3) as Pillow does, with whole 8-bit levels as the result."""
+    resized = [
+        np.asarray(picture.resize((width, height), interpolation.resampling))
+        for picture in _pictures(image)
+    ]
+    return _from_levels(np.stack(resized), image.device)
+
+
+def crop_loss(height: int, width: int) -> CropLoss | None:
+    """What the encoder's centre crop removes from an image of this size; None if nothing."""
+    if height == width:
+        return None
+    sides = ("left", "right") if width > height else ("top", "bottom")
+    return CropLoss(1.0 - min(height, width) / max(height, width), sides)
+
+
+def crop_warning(image: Tensor, threshold: float = 0.25, name: str = "image") -> str:
+    """What to say when the centre crop of (batch, height, width, channels) loses a lot, else
+    nothing."""
+    height, width = image.shape[1:3]
+    loss = crop_loss(height, width)
+    if loss is None or loss.fraction < threshold:
+        return ""
+    return (
+        f"{name} is {width} x {height} and the encoder sees its middle square only: {loss}. To use "
+        'all of it, take IPAdapter Tiled, or Prep Image For ClipVision with crop position "pad".'
+    )
+
+
+def warn_crop_loss(image: Tensor, name: str = "image") -> None:
+    """Log a warning when the centre crop of (batch, height, width, channels) loses a lot."""
+    if warning := crop_warning(image, name=name):
+        logger.warning("%s", warning)
+
+
+def blank_outside(image: Tensor, mask: Tensor | None) -> Tensor:
+    """Fill (batch, height, width, channels) outside a (masks, height, width) mask with CLIP's mean
+    colour.
+
+    That colour is zero after the encoder's normalisation, so the blank part says nothing. Mask i
+    belongs to image i, the last one to all later images; a mask of another size is resized.
+    """
+    if mask is None:
+        return image
+    image = as_rgb(image)
+    height, width = image.shape[1:3]
+    rows = mask_rows(check_mask(mask), height, width).unflatten(1, (height, width)).to(image)
+    index = torch.arange(len(image)).clamp(max=len(rows) - 1)
+    return torch.lerp(image.new_tensor(CLIP_MEAN), image, rows[index])
+
+
+def sharpen(image: Tensor, amount: float) -> Tensor:
+    """Contrast-adaptive sharpening (AMD FidelityFX CAS) of (batch, height, width, channels).
+
+    Every pixel gets a negative ring around it, as strong as its neighbourhood has room for before
+    it would clip; `amount` 0..1 moves the strongest ring from 1/8 to 1/5. 0 leaves the image alone.
+    """
+    if not 0.0 <= amount <= 1.0:
+        raise Problem.BAD_VALUE(f"sharpening: expected 0 to 1, got {amount}.")
+    if amount == 0.0:
+        return image
+    height, width = image.shape[1:3]
+    padded = F.pad(image.movedim(-1, 1), (1, 1, 1, 1), mode="replicate")
+    window = [padded[..., y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    cross, corners = [*window[1::2], window[4]], window[0::2]  # corners hold the middle too
+    low, high = reduce(torch.minimum, cross), reduce(torch.maximum, cross)
+    low = low + reduce(torch.minimum, corners, low)
+    high = high + reduce(torch.maximum, corners, high)
+    room = torch.minimum(low, 2.0 - high).clamp(min=0.0) / high.clamp(min=1e-6)
+    ring = -room.sqrt() * (1 / 8 + amount * (1 / 5 - 1 / 8))
+    sharpened = (sum(window[1::2]) * ring + window[4]) / (1.0 + 4.0 * ring)
+    return sharpened.clamp(0.0, 1.0).movedim(1, -1)
+
+
+def _check_finite(image: Tensor, name: str) -> None:
+    if torch.isfinite(image.sum()):  # one pass, the usual case
+        return
+    broken = ~torch.isfinite(image).flatten(1).all(1)
+    if broken.any():
+        index = int(broken.nonzero()[0])
+        raise Problem.BAD_PICTURE(
+            f"{name}: expected finite pixel values, but image {index} of {len(image)} has NaN or "
+            "infinite ones. The node that made it failed; for a VAE decode, try its fp32 mode."
+        )
+
+
+def _split_alpha(image: Tensor) -> tuple[Tensor, Tensor | None]:
+    channels = image.shape[-1]
+    if channels in (2, 4):
+        return image[..., : channels - 1], image[..., channels - 1 :]
+    return image, None
+
+
+def _resize_and_crop(image: Tensor, size: int) -> Tensor:
+    height, width = image.shape[1:3]
+    short, long = min(height, width), max(height, width)
+    new_long = int(size * long / short)
+    new_height, new_width = (new_long, size) if height > width else (size, new_long)
+    top, left = (new_height - size) // 2, (new_width - size) // 2
+    if new_long <= MAX_ELONGATION * size:
+        resized = resize(image, new_height, new_width, Interpolation.BICUBIC)
+        return resized[:, top : top + size, left : left + size].contiguous()
+    # The same window of the same resize, without the gigabytes around it.
+    y, x = height / new_height, width / new_width
+    box = (left * x, top * y, (left + size) * x, (top + size) * y)
+    windows = [
+        np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
+        for picture in _pictures(image)
+    ]
+    return _from_levels(np.stack(windows), image.device)
+
+
+def _levels(image: Tensor) -> np.ndarray:
+    """Float 0..1 to 8 bits, rounded to the nearest level."""
+    return (image * 255.0).round_().clamp_(0, 255).to("cpu", torch.uint8).numpy()
+
+
+def _from_levels(levels: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(levels).to(device, torch.float32) / 255.0
+
+
+def _pictures(image: Tensor) -> list[Image.Image]:
+    return [Image.fromarray(levels) for levels in _levels(image)]

@@ -1,0 +1,43 @@
+"""Which part of a reference picture an adapter reads: an encoder's patches inside a mask."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..attention.mask import check_mask
+from ..errors import Problem
+
+
+def keep_patches(mask: Tensor, size: tuple[int, int], patches: int, images: int = 1) -> Tensor:
+    """Patches of an encoder that lie inside a mask, at least half of each: (images, patches), bool.
+
+    mask: (masks, H, W) over pictures of height and width `size`, stretched to them; mask i belongs
+    to picture i, the last one to all later ones. The encoder sees the centre square only. A leading
+    class token, which sums up the whole picture, is dropped with the first patch that is. Raises
+    ValueError if nothing is left.
+    """
+    side = math.isqrt(patches)
+    if side * side not in (patches, patches - 1):
+        raise Problem.BAD_MASK(
+            f"A reference mask needs an encoder with a square of patches, this one gives {patches} "
+            "tokens. Leave image_mask open with this encoder."
+        )
+    whole = functional.interpolate(check_mask(mask)[:, None], size=size, mode="area")
+    edge = min(size)
+    top, left = (size[0] - edge) // 2, (size[1] - edge) // 2
+    square = whole[..., top : top + edge, left : left + edge]
+    covered = functional.adaptive_avg_pool2d(square, side).flatten(1)
+    inside = covered >= covered.amax(dim=1, keepdim=True).clamp(1e-6, 0.5)
+    if not bool(inside.any(dim=1).all()):
+        raise Problem.BAD_MASK(
+            "image_mask leaves nothing of the reference picture: expected some white inside the "
+            "picture's centre square, which is what the encoder sees. Check that the mask is not "
+            "inverted, or crop the picture with Prep Image For ClipVision first."
+        )
+    if side * side < patches:
+        inside = torch.cat((inside.all(dim=1, keepdim=True), inside), dim=1)
+    return inside[torch.arange(images).clamp(max=len(inside) - 1)]

@@ -1,0 +1,1 @@
+"""Training an adapter: recipe, data, state, without a host."""

@@ -1,0 +1,143 @@
+"""What an adapter is trained on: latents, image features and text states, computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch of samples, drops applied.
+
+    latents: (samples, channels, height, width), clean, as the UNet sees them. features: (samples,
+    ...), what the projector takes. text: (samples, length, width). vectors: (samples, n), what the
+    UNet takes beside the text (SDXL's pooled text and sizes), or None.
+    """
+
+    latents: Tensor
+    features: Tensor
+    text: Tensor
+    vectors: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        vectors = None if self.vectors is None else self.vectors.to(device)
+        latents, features = self.latents.to(device), self.features.to(device)
+        return Batch(latents, features, self.text.to(device), vectors)
+
+
+class Samples(Protocol):
+    """A source of samples; `TrainingSet` is the one the nodes use."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, height, width)"""
+        ...
+
+    def batch(self, samples: Tensor, drop_image: Tensor, drop_text: Tensor) -> Batch:
+        """Samples by number, (n,); flags, (n,), say whose image or text is dropped."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Text states, and what stands for a dropped text.
+
+    states: (samples or 1, length, width); empty: (1, length, width). vectors and empty_vectors:
+    (samples or 1, n) and (1, n), or None.
+    """
+
+    states: Tensor
+    empty: Tensor
+    vectors: Tensor | None = None
+    empty_vectors: Tensor | None = None
+
+    def pick(self, samples: Tensor, drop: Tensor) -> tuple[Tensor, Tensor | None]:
+        """States and vectors of some samples, the empty prompt where `drop` says so."""
+        states = _where(drop, self.empty, _rows(self.states, samples))
+        if self.vectors is None or self.empty_vectors is None:
+            return states, None
+        return states, _where(drop, self.empty_vectors, _rows(self.vectors, samples))
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """Samples in memory.
+
+    latents: (samples, channels, height, width). features: (samples, ...); no_features: (1, ...),
+    what the projector is fed when the image is dropped.
+    """
+
+    latents: Tensor
+    features: Tensor
+    no_features: Tensor
+    prompts: Prompts
+
+    def __post_init__(self) -> None:
+        """Refuse sets whose parts do not belong together."""
+        count = len(self.latents)
+        if count == 0:
+            raise Problem.TRAINING_DATA("There is nothing to train on: connect at least one image.")
+        if len(self.features) != count:
+            raise Problem.TRAINING_DATA(
+                f"There are {count} latents and {len(self.features)} images: expected one image "
+                "per latent, in the same order."
+            )
+        if len(self.prompts.states) not in (1, count):
+            raise Problem.TRAINING_DATA(
+                f"There are {count} images and {len(self.prompts.states)} captions: expected one "
+                "caption per image in the same order, or one for all."
+            )
+        for name, tensor in (("latents", self.latents), ("image features", self.features)):
+            if not torch.isfinite(tensor).all():
+                raise Problem.TRAINING_DATA(
+                    f"The {name} have NaN or infinite values; the model that made them failed. "
+                    "Try it in fp32."
+                )
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, height, width)"""
+        return tuple(self.latents.shape[1:])
+
+    def batch(self, samples: Tensor, drop_image: Tensor, drop_text: Tensor) -> Batch:
+        """Samples by number, with what is dropped replaced."""
+        features = _where(drop_image, self.no_features, self.features[samples])
+        return Batch(self.latents[samples], features, *self.prompts.pick(samples, drop_text))
+
+
+def same_length(states: Sequence[Tensor]) -> list[Tensor]:
+    """Repeat text states, (rows, length, width) each, to one length; attention over whole copies
+    gives the same result."""
+    length = math.lcm(*(state.shape[1] for state in states))
+    longest = max(state.shape[1] for state in states)
+    if length > 8 * longest:
+        found = ", ".join(str(size) for size in sorted({state.shape[1] for state in states}))
+        raise Problem.TRAINING_DATA(
+            f"The captions have {found} text tokens, which fit no common length: encode all of "
+            "them with the same CLIP, without averaging or concatenating."
+        )
+    return [state.repeat(1, length // state.shape[1], 1) for state in states]
+
+
+def _rows(tensor: Tensor, samples: Tensor) -> Tensor:
+    return tensor[samples if len(tensor) > 1 else torch.zeros_like(samples)]
+
+
+def _where(drop: Tensor, nothing: Tensor, something: Tensor) -> Tensor:
+    """`nothing`, (1, ...), in the rows that are dropped."""
+    flags = drop.view(-1, *[1] * (something.ndim - 1)).to(something.device)
+    return torch.where(flags, nothing.to(something), something)

@@ -1,0 +1,113 @@
+"""The recipe: what the base predicts, its noise levels, and the settings of a training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from ..errors import Problem
+
+
+class Prediction(str, Enum):
+    """What the UNet predicts."""
+
+    EPS = "noise"
+    V = "velocity"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train.
+
+    steps: optimiser steps in all, those of a resumed run included. accumulation: batches per step.
+    drop_*: how often only the image, only the text, or both are replaced by nothing. noise_offset:
+    share of noise that is the same over a whole channel. average: decay of a running mean of the
+    weights, which is then the result; 0 for none. min_snr: weigh errors by min(SNR, min_snr) / SNR
+    (arXiv 2303.09556), so that the noisy timesteps, where an image prompt decides most, count for
+    more; 0 for the paper's plain error. dtype: what the adapter computes in; its weights stay fp32.
+    """
+
+    steps: int = 1000
+    batch_size: int = 4
+    accumulation: int = 1
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    seed: int = 0
+    drop_image: float = 0.05
+    drop_text: float = 0.05
+    drop_both: float = 0.05
+    noise_offset: float = 0.0
+    average: float = 0.0
+    min_snr: float = 0.0
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot work."""
+        for name in ("steps", "batch_size", "accumulation"):
+            if getattr(self, name) < 1:
+                raise Problem.BAD_VALUE(f"{name} is {getattr(self, name)}: expected 1 or more.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise Problem.BAD_VALUE(
+                f"learning_rate is {self.learning_rate}: expected above 0, usually 1e-4."
+            )
+        drops = (self.drop_image, self.drop_text, self.drop_both)
+        if min(drops) < 0 or sum(drops) > 1:
+            raise Problem.BAD_VALUE(
+                f"The drop rates are {drops}: expected 0 or more each, 1 at most together."
+            )
+        if not (math.isfinite(self.min_snr) and self.min_snr >= 0):
+            raise Problem.BAD_VALUE(
+                f"min_snr is {self.min_snr}: expected 0 (none) or above, usually 5."
+            )
+        if not 0 <= self.average < 1:
+            raise Problem.BAD_VALUE(f"average is {self.average}: expected 0 (none) to below 1.")
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """sigmas: (timesteps,), noise over signal of each timestep, ascending."""
+
+    sigmas: Tensor
+    prediction: Prediction = Prediction.EPS
+
+    def amounts(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """How much signal and how much noise a noisy latent has: (samples, 1, 1, 1) each."""
+        sigmas = self.sigmas.to(timesteps.device, torch.float32)[timesteps].view(-1, 1, 1, 1)
+        signal = (1 + sigmas.square()).rsqrt()
+        return signal, sigmas * signal
+
+    def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Latents with noise added, of unit variance."""
+        signal, amount = self.amounts(timesteps)
+        return signal * latents + amount * noise
+
+    def weights(self, timesteps: Tensor, min_snr: float) -> Tensor:
+        """Weight of each sample's error (n,), for `TrainSettings.min_snr`."""
+        signal, amount = (part.flatten() for part in self.amounts(timesteps))
+        snr = (signal / amount).square()
+        offset = 1 if self.prediction is Prediction.V else 0
+        return snr.clamp(max=min_snr) / (snr + offset)
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the UNet should predict."""
+        if self.prediction is Prediction.EPS:
+            return noise
+        signal, amount = self.amounts(timesteps)
+        return signal * noise - amount * latents
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """The random choices of one batch: numbers of the samples, drops, timesteps, (n,) each, and the
+    noise."""
+
+    samples: Tensor
+    drop_image: Tensor
+    drop_text: Tensor
+    timesteps: Tensor
+    noise: Tensor

@@ -1,0 +1,181 @@
+"""An adapter that can learn: the projector and one key and value projection per cross-attention.
+
+Its state dict is the standard file layout: `image_proj.*`, `ip_adapter.{1,3,5...}.to_k_ip.weight`
+and `.to_v_ip.weight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.adapter import Adapter, build_projector
+from ..adapters.families import BUILDERS, EmbedSource, Family
+from ..adapters.projectors import HEAD_DIM, Resampler
+from ..attention.folding import KeyValue
+from ..errors import Problem
+
+Weights = tuple[Tensor, Tensor]  # of a key and a value projection, (width, token_dim) each
+
+TRAINABLE = (Family.STANDARD, Family.PLUS)
+_TOKENS = {Family.STANDARD: 4, Family.PLUS: 16}
+
+
+def check_trainable(family: Family) -> None:
+    """Raise ValueError for families that need more than pictures to train."""
+    if family not in TRAINABLE:
+        names = ", ".join(known.value for known in TRAINABLE)
+        raise Problem.UNSUPPORTED(
+            f"Adapters of the {family.value} family cannot be trained: choose {names}."
+        )
+
+
+@dataclass(frozen=True)
+class ProjectorPlan:
+    """The projector of a new adapter.
+
+    embed_dim: width that the image encoder delivers; token_dim: width of the UNet's text context.
+    Zeros stand for the official values: 4 tokens (Plus: 16), and a resampler as wide as the text
+    context, 1280 at most.
+    """
+
+    family: Family
+    embed_dim: int
+    token_dim: int
+    num_tokens: int = 0
+    resampler_dim: int = 0
+    resampler_depth: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse families that cannot be trained here."""
+        check_trainable(self.family)
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens per picture."""
+        return self.num_tokens or _TOKENS[self.family]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes that the projector's builder reads its dimensions from."""
+        if self.family is Family.STANDARD:
+            return {
+                "proj.weight": (self.tokens * self.token_dim, self.embed_dim),
+                "norm.weight": (self.token_dim,),
+            }
+        dim = self.resampler_dim or min(self.token_dim, 1280)
+        inner_dim = max(dim // HEAD_DIM, 1) * HEAD_DIM
+        shapes: dict[str, tuple[int, ...]] = {
+            "latents": (1, self.tokens, dim),
+            "proj_in.weight": (dim, self.embed_dim),
+            "proj_out.weight": (self.token_dim, dim),
+        }
+        for layer in range(self.resampler_depth):
+            shapes[f"layers.{layer}.0.to_q.weight"] = (inner_dim, dim)
+            shapes[f"layers.{layer}.1.1.weight"] = (4 * dim, dim)
+        return shapes
+
+
+def new_projector(plan: ProjectorPlan, generator: torch.Generator) -> nn.Module:
+    """A projector with the reference's initial weights, drawn from `generator`."""
+    with torch.device("meta"):
+        projector = BUILDERS[plan.family](plan.shapes)
+    projector.to_empty(device=generator.device)
+    with torch.no_grad():
+        for module in projector.modules():
+            _initialise(module, generator)
+    return projector
+
+
+def _initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """torch's own defaults for linear and norm layers, unit-length latents for a resampler."""
+    if isinstance(module, nn.Linear):
+        bound = module.in_features**-0.5
+        module.weight.uniform_(-bound, bound, generator=generator)
+        if module.bias is not None:
+            module.bias.uniform_(-bound, bound, generator=generator)
+    elif isinstance(module, nn.LayerNorm):
+        module.weight.fill_(1.0)
+        module.bias.zero_()
+    elif isinstance(module, Resampler):
+        width = module.latents.shape[-1]
+        module.latents.normal_(generator=generator).mul_(width**-0.5)
+
+
+class ImageKeyValue(nn.Module):
+    """K' and V' of one cross-attention."""
+
+    def __init__(self, key: Tensor, value: Tensor) -> None:
+        """key, value: (width, token_dim), copied."""
+        super().__init__()
+        self.to_k_ip = _linear(key)
+        self.to_v_ip = _linear(value)
+
+    def forward(self, tokens: Tensor) -> KeyValue:
+        """(images, tokens, token_dim) -> keys and values, (images, tokens, width) each"""
+        return KeyValue(self.to_k_ip(tokens), self.to_v_ip(tokens))
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = nn.Parameter(weight.detach().to(torch.float32, copy=True))
+    return layer
+
+
+class TrainableAdapter(nn.Module):
+    """A projector and K', V' of every layer, in fp32."""
+
+    def __init__(self, projector: nn.Module, layers: Mapping[int, Weights], family: Family) -> None:
+        """layers: initial weights by the id of the adapter's layer."""
+        super().__init__()
+        self.family = family
+        self.image_proj = projector.float().requires_grad_(True).train(True)
+        self.ip_adapter = nn.ModuleDict(
+            {str(number): ImageKeyValue(*layer) for number, layer in layers.items()}
+        )
+
+    @classmethod
+    def create(
+        cls, plan: ProjectorPlan, text: Sequence[Weights], generator: torch.Generator
+    ) -> TrainableAdapter:
+        """A new adapter whose K' and V' begin as the UNet's own text projections.
+
+        text: weights of every attn2's to_k and to_v, in adapter order.
+        """
+        layers = {2 * number + 1: layer for number, layer in enumerate(text)}
+        return cls(new_projector(plan, generator), layers, plan.family)
+
+    @classmethod
+    def from_adapter(cls, adapter: Adapter) -> TrainableAdapter:
+        """Go on with an existing adapter; its weights are copied."""
+        spec, checkpoint = adapter.spec, adapter.checkpoint
+        if spec.family not in TRAINABLE or spec.has_lora:
+            raise Problem.UNSUPPORTED(
+                f"{adapter.name} is of the {spec.family.value} family, whose training cannot be "
+                "resumed here: connect a standard or Plus adapter."
+            )
+        copies = {key: checkpoint.image_proj[key].float().clone() for key in checkpoint.image_proj}
+        weights = checkpoint.ip_adapter
+        layers = {
+            number: (weights[f"{number}.to_k_ip.weight"], weights[f"{number}.to_v_ip.weight"])
+            for number in adapter.layer_ids
+        }
+        return cls(build_projector(spec, copies, adapter.name), layers, spec.family)
+
+    @property
+    def embed_source(self) -> EmbedSource:
+        """What the projector takes."""
+        return EmbedSource.POOLED if self.family is Family.STANDARD else EmbedSource.HIDDEN
+
+    def forward(self, features: Tensor) -> list[KeyValue]:
+        """Features of one picture per sample, (samples, ...), to keys and values of every layer."""
+        tokens = self.image_proj(features)
+        return [layer(tokens) for layer in self.ip_adapter.children()]
+
+    def parameter_count(self) -> int:
+        """Trainable numbers; 22,319,616 for the standard SD1.5 adapter."""
+        return sum(parameter.numel() for parameter in self.parameters())
