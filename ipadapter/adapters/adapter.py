@@ -11,13 +11,13 @@ from itertools import compress, repeat
 import torch
 from torch import Tensor, nn
 
-from ..attention.folding import KeyValue
-from ..attention.weight_types import Source
+from ..attention.folding import KeyValue, LayerKeyValue, Source, fold
+from ..attention.weight_types import Weighting
+from ..bases.layout import Layer, Layout
 from ..errors import Problem
 from .cache import Recent, digest
 from .checkpoint import Checkpoint
-from .families import BUILDERS
-from .key_values import _by_kind, _project
+from .key_values import by_kind, project_rows
 from .projectors import (
     require_finite,
 )
@@ -98,7 +98,7 @@ class Adapter:
         for layer in compress(self.layer_ids, wanted or repeat(True)):
             make = partial(self._project_layer, layer, rows, device)
             key, value = self.recent.get((content, layer, str(device)), make)
-            yield dict(zip(tokens, _by_kind(key, value, tokens.values()), strict=True))
+            yield dict(zip(tokens, by_kind(key, value, tokens.values()), strict=True))
 
     def _project_layer(
         self, layer: int, rows: Tensor, device: torch.device | str
@@ -106,10 +106,60 @@ class Adapter:
         """Keys and values of all tokens, (tokens, width) each."""
         names = [f"{layer}.{part}.weight" for part in ("to_k_ip", "to_v_ip")]
         weights = {name: self.checkpoint.ip_adapter[name] for name in names}
-        key, value = (_project(rows, weight, device) for weight in weights.values())
+        key, value = (project_rows(rows, weight, device) for weight in weights.values())
         if not torch.isfinite(key.sum() + value.sum()):  # where damaged weights show, if any are
             require_finite(weights, self.name)
         return key, value
+
+    def tokens(
+        self,
+        features: Tensor | None,
+        face: Tensor | None = None,
+        keep: Tensor | None = None,
+        face_scale: float = 1.0,
+    ) -> Tensor:
+        """The image tokens c: (images, tokens, projected_dim), fp32, on the CPU.
+
+        features: the encoder's output, (images, ...). face: (images, face_dim). keep: (images,
+        patches) bool, the patches that a Resampler reads; None for all. face_scale: how much of a
+        face's picture joins its identity, for the families that add the face's own tokens.
+        """
+        row = self.spec.family.row
+        # The default scale follows the weight: where it has no effect, a new weight projects
+        # nothing.
+        scale = face_scale if row.adds_face else 1.0
+        both = (scale, row.adds_face) if face is not None and features is not None else ()
+        given = [t.float().cpu() for t in (face, features) if t is not None]
+        given += [] if keep is None else [keep.cpu()]
+        key = ("tokens", self.spec, scale, digest(*given))
+        with torch.no_grad():
+            (tokens,) = self.recent.get(key, lambda: [self.projector(*given, *both)])
+        return tokens
+
+    def check_fits(self, layout: Layout) -> None:
+        """ValueError if the adapter is made for another base than the layout's."""
+        spec = self.spec
+        layout.check(spec.layer_widths, spec.token_dim, self.name, spec.base_name)
+
+    def fold(
+        self,
+        layout: Layout,
+        prompt: ImagePrompt,
+        weighting: Weighting,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Iterator[tuple[Layer, LayerKeyValue]]:
+        """K' and V' of every layer that acts, weights folded in; layers of weight 0 are left out.
+
+        device: where to project; dtype: in which the result is kept. The adapter fits the layout.
+        """
+        rules = weighting.rules(layout)
+        acting = [any(rule.weight for rule in per_weight) for per_weight in rules]
+        projected = self.key_values(prompt, device, acting)
+        for layer, per_weight in compress(zip(layout.layers, rules, strict=True), acting):
+            folded = fold(next(projected), per_weight, weighting.scaling, dtype)
+            if folded is not None:
+                yield layer, folded
 
     def __deepcopy__(self, memo: dict) -> Adapter:
         """Immutable: hosts that deep-copy what a graph carries get the same object."""
@@ -126,7 +176,7 @@ def build_projector(
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     try:
         with torch.device("meta"):
-            module = BUILDERS[spec.family](shapes)
+            module = spec.family.row.projector(shapes)
     except (KeyError, ValueError, IndexError, RuntimeError) as error:
         raise Problem.FILE_BROKEN(
             f"{name}: its {spec.family.value} projector is incomplete ({type(error).__name__}: "

@@ -1,14 +1,16 @@
-"""Adapter families: what tells each from its keys and shapes, its projector, and what it reads."""
+"""Adapter families, one row each: what tells it, its projector, what it reads and how.
+
+To add a family, add a row to `Family` (and to library/presets.py, if files of it are published).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
 from torch import nn
 
-from ..errors import Problem
 from ..files.tensors import Shapes
 from .projectors import (
     FaceIDPlusProjModel,
@@ -17,90 +19,18 @@ from .projectors import (
     MLPProjModel,
     Resampler,
 )
+from .vision import ENCODERS, EmbedSource
 
-
-class Family(str, Enum):
-    """Adapter families; a family fixes the projector and what is fed to it."""
-
-    STANDARD = "standard"
-    PLUS = "Plus"
-    FULL_FACE = "Full Face"
-    FACEID = "FaceID"
-    FACEID_PLUS = "FaceID Plus"
-    FACEID_PLUS_V2 = "FaceID Plus v2"
-    PORTRAIT = "FaceID Portrait"
-    PORTRAIT_UNNORM = "FaceID Portrait unnorm"
-    KOLORS_PLUS = "Kolors Plus"
-    KOLORS_FACEID_PLUS = "Kolors FaceID Plus"
-
-
-class EmbedSource(str, Enum):
-    """What the projector takes."""
-
-    POOLED = "image_embeds"
-    HIDDEN = "penultimate_hidden_states"
-    FACE = "face embedding"
-    FACE_AND_HIDDEN = "face embedding and penultimate_hidden_states"
-
-
-class FaceVersion(str, Enum):
-    """FaceID Plus v1 and v2 have the same shapes, so the user may have to say which one a file
-    is.
-    """
-
-    AUTO = "auto"
-    V1 = "v1"
-    V2 = "v2"
-
-
-SOURCES = {
-    Family.STANDARD: EmbedSource.POOLED,
-    Family.PLUS: EmbedSource.HIDDEN,
-    Family.FULL_FACE: EmbedSource.HIDDEN,
-    Family.FACEID: EmbedSource.FACE,
-    Family.FACEID_PLUS: EmbedSource.FACE_AND_HIDDEN,
-    Family.FACEID_PLUS_V2: EmbedSource.FACE_AND_HIDDEN,
-    Family.PORTRAIT: EmbedSource.FACE,
-    Family.PORTRAIT_UNNORM: EmbedSource.FACE,
-    Family.KOLORS_PLUS: EmbedSource.HIDDEN,
-    Family.KOLORS_FACEID_PLUS: EmbedSource.FACE_AND_HIDDEN,
-}
 FACE_WIDTH = 512  # ArcFace embeddings
 MAX_TOKENS = 4096
 
 
-@dataclass(frozen=True)
-class EncoderKind:
-    """An image encoder that adapters were trained with."""
+class FaceVersion(str, Enum):
+    """FaceID Plus v1 and v2 have the same shapes: the user may have to say which a file is."""
 
-    name: str
-    hidden: int
-    projected: int
-    image_size: int
-    patch: int = 14
-
-    @property
-    def patches(self) -> int:
-        """Tokens of the hidden states, the class token included."""
-        return (self.image_size // self.patch) ** 2 + 1
-
-
-ENCODERS = (
-    EncoderKind("ViT-H", 1280, 1024, 224),
-    EncoderKind("ViT-bigG", 1664, 1280, 224),
-    EncoderKind("ViT-L/14 at 336 px", 1024, 768, 336),
-    EncoderKind("ViT-L/14", 1024, 768, 224),
-)
-
-
-def encoder_name(source: EmbedSource, width: int) -> str:
-    """Encoder and width for messages, such as "ViT-H (1280)"."""
-    pooled = source is EmbedSource.POOLED
-    for kind in ENCODERS:
-        if width == (kind.projected if pooled else kind.hidden):
-            return f"{kind.name} ({width})"
-    output = EmbedSource.POOLED if pooled else EmbedSource.HIDDEN
-    return f"an image encoder with {output.value} of width {width}"
+    AUTO = "auto"
+    V1 = "v1"
+    V2 = "v2"
 
 
 def default_face_version(name: str) -> FaceVersion:
@@ -109,112 +39,235 @@ def default_face_version(name: str) -> FaceVersion:
     return FaceVersion.V1 if "faceidplus" in letters and "plusv2" not in letters else FaceVersion.V2
 
 
-def default_family(name: str) -> Family:
-    """FaceID Plus v1 or v2, as the file name has it."""
-    v1 = default_face_version(name) is FaceVersion.V1
-    return Family.FACEID_PLUS if v1 else Family.FACEID_PLUS_V2
+@dataclass(frozen=True)
+class Dims:
+    """A projector's dimensions: tokens per image, widths of the encoder's output and of the face
+    embedding (0: not used), width of the tokens it gives."""
+
+    num_tokens: int
+    embed_dim: int
+    face_dim: int
+    projected_dim: int
 
 
-# family, tokens, width of the encoder, width of the face embedding, width of the output
-_Projector = tuple[Family, int, int, int, int]
+@dataclass(frozen=True)
+class Evidence:
+    """What tells families with equal projector keys apart.
+
+    token_dim: width that the layers take. name: the file's, the last resort.
+    """
+
+    projector: Shapes
+    dims: Dims
+    token_dim: int
+    has_lora: bool
+    name: str
+
+    @property
+    def joins(self) -> bool:
+        """Whether the projector's tokens go into the layers as they are."""
+        return self.dims.projected_dim == self.token_dim
 
 
-def _projector(shapes: Shapes, name: str) -> _Projector:
-    for telling_key, read in _READERS:
-        if telling_key in shapes:
-            try:
-                found = read(shapes)
-            except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-                raise Problem.FILE_BROKEN(
-                    f"{name}: its projector has '{telling_key}' {shapes[telling_key]} but the rest "
-                    "does not fit "
-                    f"({type(error).__name__}: {error}). The file is damaged or incomplete; "
-                    "download it again."
-                ) from error
-            if not (0 < found[1] <= MAX_TOKENS and 0 < found[4] <= 1 << 16):
-                raise Problem.FILE_BROKEN(
-                    f"{name}: its projector would give {found[1]} tokens of width {found[4]}; the "
-                    "file is damaged. "
-                    "Download it again."
-                )
-            return found
-    seen = ", ".join(sorted(shapes)[:4])
-    raise Problem.UNSUPPORTED(
-        f"{name} is an adapter of an unknown family: its projector has {seen}. Expected one of "
-        f"{', '.join(key for key, _ in _READERS)}."
-    )
+@dataclass(frozen=True)
+class Training:
+    """How a new projector of a family begins: tokens of the official files, and the shapes for
+    (tokens, embed_dim, token_dim, inner width, depth)."""
+
+    tokens: int
+    shapes: Callable[[int, int, int, int, int], Shapes]
 
 
-def _read_standard(shapes: Shapes) -> _Projector:
+@dataclass(frozen=True)
+class Row:
+    """A family.
+
+    telling_key: the projector key that tells it. dims: reads the dimensions. projector: builds the
+    module from its shapes. reads: what the projector takes. fits: decides between families that
+    share a telling key. base: the base's name where the layers do not tell. encoder_size: picture
+    size of its encoder where the width does not tell. keeps_patches: its projector can leave out
+    patches that a mask excludes. adds_face: the face's own tokens are added, by the node's
+    weight_faceidv2. raw_face: takes the recogniser's embedding unnormalised. through_text: its
+    tokens pass through the base's own text projection. version: of FaceID Plus. training: None
+    where pictures alone do not train it.
+    """
+
+    telling_key: str
+    dims: Callable[[Shapes], Dims]
+    projector: Callable[[Shapes], nn.Module]
+    reads: EmbedSource
+    fits: Callable[[Evidence], bool] = lambda _evidence: True
+    base: str = ""
+    encoder_size: int = 0
+    keeps_patches: bool = False
+    adds_face: bool = False
+    raw_face: bool = False
+    through_text: bool = False
+    version: FaceVersion | None = None
+    training: Training | None = None
+
+
+def _standard(shapes: Shapes) -> Dims:
     rows, embed_dim = shapes["proj.weight"]
     (token_dim,) = shapes["norm.weight"]
     if rows % token_dim:
         raise ValueError(f"{rows} rows are not a whole number of tokens of width {token_dim}")
-    return Family.STANDARD, rows // token_dim, embed_dim, 0, token_dim
+    return Dims(rows // token_dim, embed_dim, 0, token_dim)
 
 
-def _read_full_face(shapes: Shapes) -> _Projector:
+def _full_face(shapes: Shapes) -> Dims:
     (token_dim,) = shapes["proj.3.weight"]
     embed_dim = shapes["proj.0.weight"][1]
     patches = {kind.hidden: kind.patches for kind in ENCODERS}
-    return Family.FULL_FACE, patches.get(embed_dim, 257), embed_dim, 0, token_dim
+    return Dims(patches.get(embed_dim, 257), embed_dim, 0, token_dim)
 
 
-def _read_faceid_plus(shapes: Shapes) -> _Projector:
-    (latent_dim,) = shapes["norm.weight"]
-    num_tokens = shapes["proj.2.weight"][0] // latent_dim
+def _faceid_plus(shapes: Shapes) -> Dims:
+    num_tokens = shapes["proj.2.weight"][0] // shapes["norm.weight"][0]
     embed_dim = shapes["perceiver_resampler.proj_in.weight"][1]
     output_dim = shapes["perceiver_resampler.proj_out.weight"][0]
-    # Which of the FaceID Plus families it is depends on the layers: identify() settles it.
-    return Family.KOLORS_FACEID_PLUS, num_tokens, embed_dim, shapes["proj.0.weight"][1], output_dim
+    return Dims(num_tokens, embed_dim, shapes["proj.0.weight"][1], output_dim)
 
 
-def _read_resampler(shapes: Shapes) -> _Projector:
-    _, num_tokens, latent_dim = shapes["latents"]
-    embed_dim, token_dim = shapes["proj_in.weight"][1], shapes["proj_out.weight"][0]
-    if embed_dim == FACE_WIDTH:
-        return Family.PORTRAIT_UNNORM, num_tokens, 0, embed_dim, token_dim
-    kolors = latent_dim == token_dim == 2048 and embed_dim == 1024
-    return Family.KOLORS_PLUS if kolors else Family.PLUS, num_tokens, embed_dim, 0, token_dim
+def _resampler(shapes: Shapes) -> Dims:
+    _, num_tokens, _ = shapes["latents"]
+    return Dims(num_tokens, shapes["proj_in.weight"][1], 0, shapes["proj_out.weight"][0])
 
 
-def _read_faceid(shapes: Shapes) -> _Projector:
+def _resampled_face(shapes: Shapes) -> Dims:
+    dims = _resampler(shapes)
+    return Dims(dims.num_tokens, 0, dims.embed_dim, dims.projected_dim)
+
+
+def _faceid(shapes: Shapes) -> Dims:
     (token_dim,) = shapes["norm.weight"]
     num_tokens = shapes["proj.2.weight"][0] // token_dim
-    family = Family.FACEID if num_tokens == 4 else Family.PORTRAIT
-    return family, num_tokens, 0, shapes["proj.0.weight"][1], token_dim
+    return Dims(num_tokens, 0, shapes["proj.0.weight"][1], token_dim)
 
 
-# The first key that a projector has tells its family.
-_READERS = (
-    ("proj.weight", _read_standard),
-    ("proj.3.weight", _read_full_face),
-    ("perceiver_resampler.proj_in.weight", _read_faceid_plus),
-    ("latents", _read_resampler),
-    ("proj.2.weight", _read_faceid),
-)
+def _is_kolors(given: Evidence) -> bool:
+    dims, latent_dim = given.dims, given.projector["latents"][2]
+    return latent_dim == dims.projected_dim == 2048 and dims.embed_dim == 1024
 
 
-def _mlp(shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
-    inner_dim, embed_dim = shapes["proj.0.weight"]
-    return MLPProjModel(embed_dim, inner_dim, shapes["proj.3.weight"][0])
+_FACE_PLUS = "perceiver_resampler.proj_in.weight"
+_POOLED, _HIDDEN, _FACE = EmbedSource.POOLED, EmbedSource.HIDDEN, EmbedSource.FACE
+_BOTH = EmbedSource.FACE_AND_HIDDEN
 
 
-def _linear(shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
-    rows, embed_dim = shapes["proj.weight"]
-    (token_dim,) = shapes["norm.weight"]
-    return ImageProjModel(embed_dim, rows // token_dim, token_dim)
+class Family(str, Enum):
+    """Adapter families by the name that messages and files give them. A file is of the first
+    family here whose telling key it has and which fits."""
+
+    row: Row
+
+    def __new__(cls, label: str, row: Row) -> Family:
+        """A member is its label, and carries its row."""
+        member = str.__new__(cls, label)
+        member._value_ = label
+        member.row = row
+        return member
+
+    STANDARD = (
+        "standard",
+        Row(
+            "proj.weight",
+            _standard,
+            ImageProjModel.from_shapes,
+            _POOLED,
+            training=Training(4, ImageProjModel.shapes),
+        ),
+    )
+    FULL_FACE = (
+        "Full Face",
+        Row("proj.3.weight", _full_face, MLPProjModel.from_shapes, _HIDDEN),
+    )
+    FACEID_PLUS = (
+        "FaceID Plus",
+        Row(
+            _FACE_PLUS,
+            _faceid_plus,
+            FaceIDPlusProjModel,
+            _BOTH,
+            fits=lambda e: e.joins and default_face_version(e.name) is FaceVersion.V1,
+            version=FaceVersion.V1,
+        ),
+    )
+    FACEID_PLUS_V2 = (
+        "FaceID Plus v2",
+        Row(
+            _FACE_PLUS,
+            _faceid_plus,
+            FaceIDPlusProjModel,
+            _BOTH,
+            fits=lambda e: e.joins,
+            adds_face=True,
+            version=FaceVersion.V2,
+        ),
+    )
+    KOLORS_FACEID_PLUS = (
+        "Kolors FaceID Plus",
+        Row(
+            _FACE_PLUS,
+            _faceid_plus,
+            FaceIDPlusProjModel,
+            _BOTH,
+            base="Kolors",
+            encoder_size=336,
+            adds_face=True,
+            through_text=True,
+        ),
+    )
+    PORTRAIT_UNNORM = (
+        "FaceID Portrait unnorm",
+        Row(
+            "latents",
+            _resampled_face,
+            Resampler,
+            _FACE,
+            fits=lambda e: e.dims.face_dim == FACE_WIDTH,
+            raw_face=True,
+        ),
+    )
+    KOLORS_PLUS = (
+        "Kolors Plus",
+        Row(
+            "latents",
+            _resampler,
+            Resampler,
+            _HIDDEN,
+            fits=_is_kolors,
+            base="Kolors",
+            encoder_size=336,
+            keeps_patches=True,
+        ),
+    )
+    PLUS = (
+        "Plus",
+        Row(
+            "latents",
+            _resampler,
+            Resampler,
+            _HIDDEN,
+            keeps_patches=True,
+            training=Training(16, Resampler.shapes),
+        ),
+    )
+    FACEID = (
+        "FaceID",
+        Row(
+            "proj.2.weight",
+            _faceid,
+            FaceIDProjModel,
+            _FACE,
+            fits=lambda e: e.dims.num_tokens == 4 or e.has_lora,
+        ),
+    )
+    PORTRAIT = (
+        "FaceID Portrait",
+        Row("proj.2.weight", _faceid, FaceIDProjModel, _FACE),
+    )
 
 
-BUILDERS: dict[Family, Callable[[Mapping[str, tuple[int, ...]]], nn.Module]] = {
-    Family.STANDARD: _linear,
-    Family.PLUS: Resampler,
-    Family.FULL_FACE: _mlp,
-    Family.FACEID: FaceIDProjModel,
-    Family.FACEID_PLUS: FaceIDPlusProjModel,
-    Family.FACEID_PLUS_V2: FaceIDPlusProjModel,
-    Family.PORTRAIT: FaceIDProjModel,
-    Family.PORTRAIT_UNNORM: Resampler,
-    Family.KOLORS_PLUS: Resampler,
-    Family.KOLORS_FACEID_PLUS: FaceIDPlusProjModel,
-}
+TELLING_KEYS = tuple(dict.fromkeys(family.row.telling_key for family in Family))
+TRAINABLE = tuple(family for family in Family if family.row.training)

@@ -16,7 +16,7 @@ from .linear import pieces
 TOKENS_AT_ONCE = 1024  # of per-latent prompts, together on the compute device
 
 
-def _project(rows: Tensor, weight: Tensor, device: torch.device | str) -> Tensor:
+def project_rows(rows: Tensor, weight: Tensor, device: torch.device | str) -> Tensor:
     """(rows, dim) to (rows, width), in parts on the device, gathered on the CPU: the device's share
     does not grow with the number of frames."""
     out = torch.empty(rows.shape[0], weight.shape[0])
@@ -27,7 +27,7 @@ def _project(rows: Tensor, weight: Tensor, device: torch.device | str) -> Tensor
     return out
 
 
-def _by_kind(key: Tensor, value: Tensor, tokens: Iterable[Tensor]) -> Iterator[KeyValue]:
+def by_kind(key: Tensor, value: Tensor, tokens: Iterable[Tensor]) -> Iterator[KeyValue]:
     """Keys and values of each kind of tokens: (items, tokens, width), views."""
     begin = 0
     for kind in tokens:
@@ -36,7 +36,7 @@ def _by_kind(key: Tensor, value: Tensor, tokens: Iterable[Tensor]) -> Iterator[K
         begin = end
 
 
-def _layers(ip_adapter: Shapes, name: str) -> tuple[int, tuple[int, ...]]:
+def read_layers(ip_adapter: Shapes, name: str) -> tuple[int, tuple[int, ...]]:
     """(context width, output widths in id order) of the to_k_ip/to_v_ip pairs, checked."""
     ids: dict[int, set[str]] = {}
     for key in ip_adapter:

@@ -11,9 +11,11 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import Problem
+from ..files.tensors import Shapes
 from .linear import Linear, pieces
 
 HEAD_DIM = 64
@@ -26,6 +28,18 @@ class ImageProjModel(nn.Module):
         super().__init__()
         self.proj = Linear(embed_dim, num_tokens * token_dim)
         self.norm = nn.LayerNorm(token_dim)
+
+    @classmethod
+    def from_shapes(cls, shapes: Shapes) -> ImageProjModel:
+        """The module that takes tensors of these shapes."""
+        rows, embed_dim = shapes["proj.weight"]
+        (token_dim,) = shapes["norm.weight"]
+        return cls(embed_dim, rows // token_dim, token_dim)
+
+    @staticmethod
+    def shapes(tokens: int, embed_dim: int, token_dim: int, _dim: int, _depth: int) -> Shapes:
+        """Shapes of a new one, as far as its dimensions are read from them."""
+        return {"proj.weight": (tokens * token_dim, embed_dim), "norm.weight": (token_dim,)}
 
     def forward(self, image_embeds: Tensor) -> Tensor:
         """(images, embed_dim) -> (images, num_tokens, token_dim)"""
@@ -44,6 +58,12 @@ class MLPProjModel(nn.Module):
             Linear(inner_dim, token_dim),
             nn.LayerNorm(token_dim),
         )
+
+    @classmethod
+    def from_shapes(cls, shapes: Shapes) -> MLPProjModel:
+        """The module that takes tensors of these shapes."""
+        inner_dim, embed_dim = shapes["proj.0.weight"]
+        return cls(embed_dim, inner_dim, shapes["proj.3.weight"][0])
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(images, patches, embed_dim) -> (images, patches, token_dim)"""
@@ -72,10 +92,10 @@ class PerceiverAttention(nn.Module):
         query = self.to_q(latents)
         key, value = self.to_kv(torch.cat((features, latents), dim=1)).chunk(2, dim=-1)
         query, key, value = (
-            x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value)
+            rearrange(x, "b l (h d) -> b h l d", h=self.heads) for x in (query, key, value)
         )
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.to_out(out.transpose(1, 2).flatten(2))
+        return self.to_out(rearrange(out, "b h l d -> b l (h d)"))
 
 
 def _feed_forward(dim: int, inner_dim: int) -> nn.Sequential:
@@ -92,7 +112,7 @@ class Perceiver(nn.Module):
     latents come from.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, shapes: Shapes) -> None:
         super().__init__()
         output_dim, dim = shapes["proj_out.weight"]
         depth = sum(1 for key in shapes if key.endswith(".0.to_q.weight"))
@@ -127,9 +147,24 @@ class Perceiver(nn.Module):
 class Resampler(Perceiver):
     """Plus families: learned latents read the encoder's hidden states (or a raw face embedding)."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, shapes: Shapes) -> None:
         super().__init__(shapes)
         self.latents = nn.Parameter(torch.empty(shapes["latents"]))
+
+    @staticmethod
+    def shapes(tokens: int, embed_dim: int, token_dim: int, dim: int, depth: int) -> Shapes:
+        """Shapes of a new one, as far as its dimensions are read from them. dim: inner width; 0 for
+        the official one, that of the text context and 1280 at most."""
+        dim = dim or min(token_dim, 1280)
+        shapes: dict[str, tuple[int, ...]] = {
+            "latents": (1, tokens, dim),
+            "proj_in.weight": (dim, embed_dim),
+            "proj_out.weight": (token_dim, dim),
+        }
+        for layer in range(depth):
+            shapes[f"layers.{layer}.0.to_q.weight"] = (max(dim // HEAD_DIM, 1) * HEAD_DIM, dim)
+            shapes[f"layers.{layer}.1.1.weight"] = (4 * dim, dim)
+        return shapes
 
     def forward(self, hidden: Tensor, keep: Tensor | None = None) -> Tensor:
         """(images, patches, embed_dim), keep (images, patches) bool -> (images, num_tokens,
@@ -151,7 +186,7 @@ class Resampler(Perceiver):
 class FaceIDProjModel(nn.Module):
     """FaceID and Portrait: one face embedding to tokens."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, shapes: Shapes) -> None:
         super().__init__()
         inner_dim, face_dim = shapes["proj.0.weight"]
         self.proj = nn.Sequential(
@@ -172,7 +207,7 @@ class FaceIDPlusProjModel(FaceIDProjModel):
     face crop.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, shapes: Shapes) -> None:
         super().__init__(shapes)
         prefix = "perceiver_resampler."
         self.perceiver_resampler = Perceiver(

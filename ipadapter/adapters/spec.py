@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from ..bases.unet import base_name
 from ..errors import Problem
 from ..files.tensors import Shapes
-from .families import (
-    SOURCES,
-    EmbedSource,
-    FaceVersion,
-    Family,
-    _projector,
-    default_family,
-    encoder_name,
-)
-from .key_values import _layers
+from .families import MAX_TOKENS, TELLING_KEYS, Dims, Evidence, FaceVersion, Family
+from .key_values import read_layers
+from .vision import EmbedSource, encoder_name
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ class AdapterSpec:
     @property
     def embed_source(self) -> EmbedSource:
         """What the projector takes."""
-        return SOURCES[self.family]
+        return self.family.row.reads
 
     @property
     def needs_hid_proj(self) -> bool:
@@ -59,14 +52,12 @@ class AdapterSpec:
         """Whether the face embedding goes in as the recogniser gives it, not normalised to length
         1.
         """
-        return self.family is Family.PORTRAIT_UNNORM
+        return self.family.row.raw_face
 
     @property
     def base_name(self) -> str:
         """The base model that the adapter's layers fit."""
-        if self.family in (Family.KOLORS_PLUS, Family.KOLORS_FACEID_PLUS):
-            return "Kolors"
-        return base_name(self.token_dim, self.layer_widths)
+        return self.family.row.base or base_name(self.token_dim, self.layer_widths)
 
     @property
     def encoder_name(self) -> str:
@@ -85,28 +76,50 @@ class AdapterSpec:
         """The spec as the user says it is; no change for AUTO and for families that have one
         version.
         """
-        families = {FaceVersion.V1: Family.FACEID_PLUS, FaceVersion.V2: Family.FACEID_PLUS_V2}
-        wanted = families.get(FaceVersion(version))
-        return replace(self, family=wanted) if wanted and self.family in families.values() else self
+        versions = {family.row.version: family for family in Family if family.row.version}
+        wanted = versions.get(FaceVersion(version))
+        return replace(self, family=wanted) if wanted and self.family.row.version else self
 
 
 def identify(image_proj: Shapes, ip_adapter: Shapes, name: str) -> AdapterSpec:
     """Family and dimensions of an adapter. `name` is for messages, and the default of FaceID Plus
-    v1 or v2.
-    """
-    token_dim, layer_widths = _layers(ip_adapter, name)
+    v1 or v2."""
+    token_dim, layer_widths = read_layers(ip_adapter, name)
     has_lora = any("_lora." in key for key in ip_adapter)
-    family, num_tokens, embed_dim, face_dim, projected_dim = _projector(image_proj, name)
-    if family is Family.PORTRAIT and has_lora:
-        family = Family.FACEID
-    if family is Family.KOLORS_FACEID_PLUS and projected_dim == token_dim:
-        family = default_family(name)
-    if family is not Family.KOLORS_FACEID_PLUS and projected_dim != token_dim:
-        raise Problem.FILE_BROKEN(
-            f"{name}: the projector gives tokens of width {projected_dim}, the layers take "
-            f"{token_dim}. "
-            "The file mixes parts of two adapters; download it again."
+    key = next((key for key in TELLING_KEYS if key in image_proj), None)
+    if key is None:
+        seen = ", ".join(sorted(image_proj)[:4])
+        raise Problem.UNSUPPORTED(
+            f"{name} is an adapter of an unknown family: its projector has {seen}. Expected one of "
+            f"{', '.join(TELLING_KEYS)}."
         )
-    return AdapterSpec(
-        family, num_tokens, embed_dim, face_dim, token_dim, projected_dim, layer_widths, has_lora
-    )
+    for family in (family for family in Family if family.row.telling_key == key):
+        dims = _dims(family, image_proj, name)
+        if family.row.fits(Evidence(image_proj, dims, token_dim, has_lora, name)):
+            break
+    if not family.row.through_text and dims.projected_dim != token_dim:
+        raise Problem.FILE_BROKEN(
+            f"{name}: the projector gives tokens of width {dims.projected_dim}, the layers take "
+            f"{token_dim}. The file mixes parts of two adapters; download it again."
+        )
+    tokens, embed, face, projected = astuple(dims)
+    return AdapterSpec(family, tokens, embed, face, token_dim, projected, layer_widths, has_lora)
+
+
+def _dims(family: Family, shapes: Shapes, name: str) -> Dims:
+    """The projector's dimensions, checked."""
+    key = family.row.telling_key
+    try:
+        dims = family.row.dims(shapes)
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise Problem.FILE_BROKEN(
+            f"{name}: its projector has '{key}' {shapes[key]} but the rest does not fit "
+            f"({type(error).__name__}: {error}). The file is damaged or incomplete; download it "
+            "again."
+        ) from error
+    if not (0 < dims.num_tokens <= MAX_TOKENS and 0 < dims.projected_dim <= 1 << 16):
+        raise Problem.FILE_BROKEN(
+            f"{name}: its projector would give {dims.num_tokens} tokens of width "
+            f"{dims.projected_dim}; the file is damaged. Download it again."
+        )
+    return dims

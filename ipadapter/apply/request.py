@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -14,23 +15,21 @@ from torch import Tensor
 from ..adapters.families import FaceVersion
 from ..attention.folding import EmbedsScaling
 from ..attention.weight_texts import parse_layer_weights
-from ..attention.weight_types import WeightType
-from ..bases.layout import UNetLayout
+from ..attention.weight_types import Weighting, WeightType
+from ..bases.layout import Layout
 from ..errors import Problem
+from ..pictures.embeds import CombineMethod
 from ..pictures.faces import MissingFace
-from .weighting import Plan
-from .wire import Pipeline, pipeline_of
+from .wire import LoadedAdapter, loaded_adapter
 
 _Choice = TypeVar("_Choice", bound=Enum)
 _NUMBERS = (
     "weight_composition",
     "weight_faceidv2",
     "weight_kolors",
-    "style_boost",
-    "composition_boost",
+    "boost",
     "enhance_ratio",
 )
-_PRECISE = (WeightType.STYLE_PRECISE, WeightType.COMPOSITION_PRECISE)
 
 
 def chosen(kind: type[_Choice], value: str, name: str) -> _Choice:
@@ -47,6 +46,18 @@ def check_finite(value: float | None, name: str) -> None:
     """Refuse NaN and infinity, which a client may send and no host refuses."""
     if value is not None and not math.isfinite(value):
         raise Problem.BAD_VALUE(f"{name} is {value}: expected a finite number.")
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """How pictures are encoded: by what, how many at a time, what to do without a face, and the
+    enhancer's tiles and their share."""
+
+    loaded: LoadedAdapter
+    batch_size: int = 0
+    missing_face: str = MissingFace.ERROR.value
+    enhance_tiles: int = 1
+    enhance_ratio: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +85,12 @@ class Request:
     weight_faceidv2: float | None = None
     weight_kolors: float = 1.0
     weight_type: str = WeightType.LINEAR.value
-    combine_embeds: str = "concat"
+    combine_embeds: str = CombineMethod.CONCAT.value
     start_at: float = 0.0
     end_at: float = 1.0
     embeds_scaling: str = EmbedsScaling.V_ONLY.value
     layer_weights: str = ""
-    style_boost: float | None = None
-    composition_boost: float | None = None
+    boost: float | None = None
     enhance_tiles: int = 1
     enhance_ratio: float = 1.0
     encode_batch_size: int = 0
@@ -93,21 +103,34 @@ class Request:
         for name in _NUMBERS:
             check_finite(getattr(self, name), name)
 
-    @property
-    def pipeline(self) -> Pipeline:
+    @cached_property
+    def loaded(self) -> LoadedAdapter:
         """The adapter with its encoder and face analysis; what is connected here goes before the
         loader's."""
-        pipeline = pipeline_of(self.ipadapter)
+        loaded = loaded_adapter(self.ipadapter)
         version = chosen(FaceVersion, self.face_version, "face_version")
-        adapter = pipeline.adapter
+        adapter = loaded.adapter
         if version is not FaceVersion.AUTO:
             adapter = replace(adapter, spec=adapter.spec.with_face_version(version))
-        return replace(
-            pipeline,
-            adapter=adapter,
-            clip_vision=self.clip_vision or pipeline.clip_vision,
-            insightface=self.insightface or pipeline.insightface,
+        return LoadedAdapter(
+            adapter, self.clip_vision or loaded.clip_vision, self.insightface or loaded.insightface
         )
+
+    @property
+    def reading(self) -> Reading:
+        """How to encode the pictures."""
+        return Reading(
+            self.loaded,
+            self.encode_batch_size,
+            self.missing_face,
+            self.enhance_tiles,
+            self.enhance_ratio,
+        )
+
+    @property
+    def combine_method(self) -> CombineMethod:
+        """How several pictures become one prompt."""
+        return chosen(CombineMethod, self.combine_embeds, "combine_embeds")
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -122,26 +145,14 @@ class Request:
         weight."""
         return 2.0 * self.weights[0] if self.weight_faceidv2 is None else self.weight_faceidv2
 
-    @property
-    def kind(self) -> WeightType:
-        """The weight type; a boost makes it precise, and layer weights replace all types but the
-        precise ones."""
-        kind = chosen(WeightType, self.weight_type, "weight_type")
-        if self.style_boost is not None:
-            kind = WeightType.STYLE_PRECISE
-        if self.composition_boost is not None:
-            kind = WeightType.COMPOSITION_PRECISE
-        return WeightType.LINEAR if self.layer_weights.strip() and kind not in _PRECISE else kind
-
-    def plan(self, layout: UNetLayout) -> Plan:
+    def weighting(self, layout: Layout) -> Weighting:
         """Strength, layer by layer."""
-        boost = self.composition_boost if self.style_boost is None else self.style_boost
         text = self.layer_weights.strip()
-        return Plan(
+        return Weighting(
             self.weights,
-            self.kind,
+            chosen(WeightType, self.weight_type, "weight_type"),
             chosen(EmbedsScaling, self.embeds_scaling, "embeds_scaling"),
             self.weight_composition,
-            boost,
+            self.boost,
             parse_layer_weights(text, layout.transformers) if text else None,
         )

@@ -13,7 +13,7 @@ from ..errors import Problem
 
 
 @dataclass(frozen=True, eq=False)
-class Pipeline(Mapping[str, Mapping[str, Any]]):
+class LoadedAdapter(Mapping[str, Mapping[str, Any]]):
     """An adapter with what its loader found for it: encoder and face analysis.
 
     Nodes of other packs take it apart as the nested dict that they know, so it reads as one.
@@ -39,36 +39,32 @@ class Pipeline(Mapping[str, Mapping[str, Any]]):
             "insightface": {"provider": None, "model": self.insightface},
         }
 
-    def __deepcopy__(self, memo: dict) -> Pipeline:
+    def __deepcopy__(self, memo: dict) -> LoadedAdapter:
         """Immutable."""
         return self
 
 
-def pipeline_of(value: Any) -> Pipeline:
+def loaded_adapter(value: Any) -> LoadedAdapter:
     """Understand an IPADAPTER payload.
 
-    Accepts an Adapter or a Pipeline of this pack, the raw `{"image_proj", "ip_adapter"}` dict of
-    other packs' model loaders, and their pipeline dict `{"clipvision", "ipadapter",
-    "insightface"}`.
+    Accepts an Adapter or a LoadedAdapter of this pack, the raw `{"image_proj", "ip_adapter"}` dict
+    of other packs' model loaders, and their dict `{"clipvision", "ipadapter", "insightface"}`.
     """
-    if isinstance(value, Pipeline):
+    if isinstance(value, LoadedAdapter):
         return value
     if isinstance(value, Adapter):
-        return Pipeline(value)
+        return LoadedAdapter(value)
     if isinstance(value, Mapping) and "ipadapter" in value:
-        return _from_foreign_pipeline(value)
+        return _from_foreign_loader(value)
     if isinstance(value, Mapping) and "image_proj" in value:
-        return Pipeline(
-            Adapter.from_checkpoint(checkpoint_from_dict(value, "the connected IPADAPTER"))
-        )
+        return LoadedAdapter(_foreign_adapter(value, "the connected IPADAPTER"))
     raise Problem.WRONG_INPUT(
         f"The ipadapter input received a {type(value).__name__}: expected the output of IPAdapter "
-        f"Model Loader or "
-        "IPAdapter Unified Loader."
+        "Model Loader or IPAdapter Unified Loader."
     )
 
 
-def _from_foreign_pipeline(value: Mapping[str, Any]) -> Pipeline:
+def _from_foreign_loader(value: Mapping[str, Any]) -> LoadedAdapter:
     def model(part: str) -> Any:
         return (value.get(part) or {}).get("model")
 
@@ -76,15 +72,13 @@ def _from_foreign_pipeline(value: Mapping[str, Any]) -> Pipeline:
     if raw is None:
         raise Problem.WRONG_INPUT(
             "The connected IPADAPTER pipeline holds no adapter: its loader found none. Pick "
-            "another "
-            ""
-            "preset, or use "
-            "IPAdapter Model Loader."
+            "another preset, or use IPAdapter Model Loader."
         )
     name = str((value["ipadapter"] or {}).get("file") or "the connected IPADAPTER")
-    adapter = (
-        pipeline_of(raw).adapter
-        if not isinstance(raw, Mapping)
-        else Adapter.from_checkpoint(checkpoint_from_dict(raw, name))
-    )
-    return Pipeline(adapter, model("clipvision"), model("insightface"))
+    foreign = isinstance(raw, Mapping) and not isinstance(raw, LoadedAdapter)
+    adapter = _foreign_adapter(raw, name) if foreign else loaded_adapter(raw).adapter
+    return LoadedAdapter(adapter, model("clipvision"), model("insightface"))
+
+
+def _foreign_adapter(state: Mapping[str, Any], name: str) -> Adapter:
+    return Adapter.from_checkpoint(checkpoint_from_dict(state, name))

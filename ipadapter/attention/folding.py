@@ -10,7 +10,23 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from .weight_types import LayerRule, Source
+
+class Source(str, Enum):
+    """Whose tokens a row of a layer receives."""
+
+    IMAGE = "image"
+    NEGATIVE = "negative"
+    ZERO = "zero"
+    SECOND_IMAGE = "second image"
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """What one layer does: the strength, and whose tokens the cond and uncond rows receive."""
+
+    weight: float
+    cond: Source = Source.IMAGE
+    uncond: Source = Source.NEGATIVE
 
 
 class EmbedsScaling(str, Enum):

@@ -1,29 +1,20 @@
-"""Where a UNet attends to text, which adapter layer belongs there, and how strong each layer acts.
+"""Weight types: which layers of a base act, and how strongly each.
 
-The order of an adapter's `to_k_ip` entries is the reference's: every `attn2` of the down path, then
-the up path, then the middle (diffusers' `attn_processors`). In ComfyUI's words: input, output,
-middle. Nothing is hand-numbered: the layout is read from the loaded UNet, so SD1.5, SD2, SDXL,
-SSD-1B, Vega and any UNet of the kind work alike.
+A layer is known to a weight type by its place (part, position, what it carries), never by number,
+so the same types serve every base.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
-from ..bases.layout import UNetLayout
-from ..bases.unet import style_layers
-
-
-class Source(str, Enum):
-    """Whose tokens a row of a layer receives."""
-
-    IMAGE = "image"
-    NEGATIVE = "negative"
-    ZERO = "zero"
-    SECOND_IMAGE = "second image"
+from ..bases.layout import Layout
+from ..errors import Problem
+from .folding import EmbedsScaling, LayerRule, Source
 
 
 class WeightType(str, Enum):
@@ -52,36 +43,72 @@ WEIGHT_TYPES: tuple[str, ...] = tuple(
 )
 
 
-@dataclass(frozen=True)
-class LayerRule:
-    """What one layer does: the strength, and whose tokens the cond and uncond rows receive."""
-
-    weight: float
-    cond: Source = Source.IMAGE
-    uncond: Source = Source.NEGATIVE
+# Larger than any weight that means something, and small enough for half precision.
+MOST_WEIGHT = 1000.0
 
 
 @dataclass(frozen=True)
-class Strengths:
-    """The numbers of an Apply node.
+class Weighting:
+    """How strongly an image prompt acts, layer by layer.
 
-    weight: the main weight. composition: weight of composition layers in the combined types. boost:
-    weight of the layers that a precise type pushes away from. `None` means the main weight.
+    weights: one for all latents, or one per latent (per frame). composition: weight of composition
+    layers in the combined types, boost: of the layers that a precise type pushes away from; None:
+    the main weight. layers: transformer index -> multiplier ("Mad Scientist"), which replaces the
+    weight type's own strengths; layers that it does not name rest.
     """
 
-    weight: float = 1.0
+    weights: tuple[float, ...] = (1.0,)
+    kind: WeightType = WeightType.LINEAR
+    scaling: EmbedsScaling = EmbedsScaling.V_ONLY
     composition: float | None = None
     boost: float | None = None
+    layers: Mapping[int, float] | None = None
 
-    @property
-    def layout(self) -> float:
-        """Strength of composition layers in a combined type."""
-        return self.weight if self.composition is None else self.composition
+    def __post_init__(self) -> None:
+        """Refuse weights that are no numbers, and those that would end in NaN while sampling."""
+        if not self.weights:
+            raise Problem.WEIGHTS_TEXT(
+                "The list of weights is empty: expected one weight, or one per latent."
+            )
+        named = [(f"Weight {number}", weight) for number, weight in enumerate(self.weights)]
+        named += [(f"Strength of layer {key}", value) for key, value in (self.layers or {}).items()]
+        for name, value in named:
+            if not math.isfinite(value) or abs(value) > MOST_WEIGHT:
+                raise Problem.BAD_VALUE(
+                    f"{name} is {value}: expected a finite number, usually 0 to 1.2 and at most "
+                    f"{MOST_WEIGHT:g}."
+                )
 
-    @property
-    def push(self) -> float:
-        """Strength of the swapped layers in a precise type."""
-        return self.weight if self.boost is None else self.boost
+    def rules(self, layout: Layout) -> tuple[tuple[LayerRule, ...], ...]:
+        """Per layer of the layout, in adapter order: one rule per weight."""
+        # Layer weights go before the type; the precise types keep their swap of cond and uncond.
+        kind = self.kind if self.layers is None or self.kind in _PRECISE else WeightType.LINEAR
+        return tuple(
+            tuple(self._rule(_RULES[kind], layer.transformer, spot, one) for one in self.weights)
+            for layer, spot in zip(layout.layers, _spots(layout), strict=True)
+        )
+
+    def _rule(self, rule: _Rule, transformer: int, spot: _Spot, weight: float) -> LayerRule:
+        made = rule(spot, self._strengths(weight))
+        if self.layers is None:
+            return made
+        return replace(made, weight=weight * self.layers.get(transformer, 0.0))
+
+    def _strengths(self, weight: float) -> _Strengths:
+        composition, boost = self.composition, self.boost
+        return _Strengths(
+            weight,
+            weight if composition is None else composition,
+            weight if boost is None else boost,
+        )
+
+
+class _Strengths(NamedTuple):
+    """The main weight, that of composition layers, and that of layers pushed away from."""
+
+    weight: float
+    layout: float
+    push: float
 
 
 class _Spot(NamedTuple):
@@ -93,7 +120,7 @@ class _Spot(NamedTuple):
     composition: float  # 0 where the layer carries no composition
 
 
-_Rule = Callable[[_Spot, Strengths], LayerRule]
+_Rule = Callable[[_Spot, _Strengths], LayerRule]
 
 
 def _scaled(factor: Callable[[_Spot], float]) -> _Rule:
@@ -114,19 +141,19 @@ def _swapped(weight: float) -> LayerRule:
     return LayerRule(weight, cond=Source.ZERO, uncond=Source.IMAGE)
 
 
-def _combined(spot: _Spot, strengths: Strengths, elsewhere: float) -> LayerRule:
+def _combined(spot: _Spot, strengths: _Strengths, elsewhere: float) -> LayerRule:
     if spot.composition:
         return LayerRule(strengths.layout * spot.composition, cond=Source.SECOND_IMAGE)
     return LayerRule(strengths.weight if spot.style else elsewhere)
 
 
-def _style_precise(spot: _Spot, strengths: Strengths) -> LayerRule:
+def _style_precise(spot: _Spot, strengths: _Strengths) -> LayerRule:
     if spot.composition:
         return _swapped(strengths.push * spot.composition)
     return LayerRule(strengths.weight if spot.style else 0.0)
 
 
-def _composition_precise(spot: _Spot, strengths: Strengths) -> LayerRule:
+def _composition_precise(spot: _Spot, strengths: _Strengths) -> LayerRule:
     if spot.composition:
         return LayerRule(strengths.weight * spot.composition)
     return _swapped(strengths.push if spot.style else 0.1 * strengths.push)
@@ -154,32 +181,17 @@ _RULES: Mapping[WeightType, _Rule] = {
 }
 
 
-def layer_rules(
-    layout: UNetLayout,
-    kind: WeightType,
-    strengths: Strengths,
-    factors: Mapping[int, float] | None = None,
-) -> tuple[LayerRule, ...]:
-    """What each layer of a layout does, in adapter order.
+_PRECISE = (WeightType.STYLE_PRECISE, WeightType.COMPOSITION_PRECISE)
 
-    factors: transformer index -> multiplier ("Mad Scientist"); it replaces the weight type's own
-    strengths, layers that it does not name rest. The precise types keep their swap of cond and
-    uncond.
-    """
-    styles, count = style_layers(layout), layout.transformers
-    rules = []
+
+def _spots(layout: Layout) -> Iterator[_Spot]:
+    """The layers of a layout as weight types see them, in adapter order."""
+    styles, count = layout.styles, layout.transformers
     for layer in layout.layers:
         where = (layer.block.name, layer.block.number)
-        spot = _Spot(
+        yield _Spot(
             layer.block.name,
             layer.transformer / count,
             where in styles.style,
             styles.composition.get(where, 0.0),
         )
-        rule = _RULES[kind](spot, strengths)
-        if factors is not None:
-            rule = LayerRule(
-                strengths.weight * factors.get(layer.transformer, 0.0), rule.cond, rule.uncond
-            )
-        rules.append(rule)
-    return tuple(rules)

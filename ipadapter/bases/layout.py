@@ -34,12 +34,25 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class UNetLayout:
-    """Every text cross-attention of a UNet, in adapter order."""
+class StyleLayers:
+    """Blocks that carry style and composition (InstantStyle, arXiv 2404.02733; SD1.5 as found by
+    its users)."""
+
+    style: frozenset[tuple[str, int]]
+    composition: Mapping[tuple[str, int], float] = field(default_factory=dict)
+
+
+NO_STYLES = StyleLayers(frozenset())
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every attention of a base that an adapter acts in, in the order of an adapter's layers."""
 
     layers: tuple[Layer, ...]
     context_dim: int
     name: str = "a UNet"
+    styles: StyleLayers = NO_STYLES
 
     @property
     def transformers(self) -> int:
@@ -66,12 +79,3 @@ class UNetLayout:
 def _describe(widths: Sequence[int], token_dim: int) -> str:
     sizes = ", ".join(str(width) for width in sorted(set(widths)))
     return f"{len(widths)} layers of width {sizes} and cross-attention width {token_dim}"
-
-
-@dataclass(frozen=True)
-class StyleLayers:
-    """Blocks that carry style and composition (InstantStyle, arXiv 2404.02733; SD1.5 as found by
-    its users)."""
-
-    style: frozenset[tuple[str, int]]
-    composition: Mapping[tuple[str, int], float] = field(default_factory=dict)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .layout import StyleLayers, UNetLayout
+from collections.abc import Sequence
+
+from .layout import Layer, Layout, StyleLayers
 
 _SDXL_STYLE = StyleLayers(frozenset({("output", 1)}), {("input", 8): 1.0})
 _SD15_STYLE = StyleLayers(
@@ -11,10 +13,21 @@ _SD15_STYLE = StyleLayers(
 )
 
 
-def style_layers(layout: UNetLayout) -> StyleLayers:
-    """Style and composition blocks of a layout: SDXL's, SD1.5's, else the last input block against
-    all outputs."""
-    blocks = {layer.block[:2] for layer in layout.layers}
+def unet_layout(layers: Sequence[Layer], context_dim: int) -> Layout:
+    """The layout of a UNet with these cross-attentions, named where its widths are known.
+
+    layers: in the order of an adapter's `to_k_ip` entries, which is the reference's: every `attn2`
+    of the down path, then the up path, then the middle (diffusers' `attn_processors`), in
+    ComfyUI's words input, output, middle.
+    """
+    name = base_name(context_dim, tuple(layer.width for layer in layers))
+    return Layout(tuple(layers), context_dim, name, _style_layers(layers))
+
+
+def _style_layers(layers: Sequence[Layer]) -> StyleLayers:
+    """Style and composition blocks: SDXL's, SD1.5's, else the last input block against all
+    outputs."""
+    blocks = {layer.block[:2] for layer in layers}
     if {("input", 8), ("output", 1)} <= blocks and ("input", 1) not in blocks:
         return _SDXL_STYLE
     if {("input", 1), ("input", 8), ("output", 11)} <= blocks:

@@ -1,4 +1,4 @@
-"""What an adapter's projector is fed, for every kind of adapter."""
+"""Pictures through the image encoder and the face model: what an adapter's projector is fed."""
 
 from __future__ import annotations
 
@@ -9,166 +9,132 @@ from typing import Any
 import comfy.model_management
 import torch
 from comfy.clip_vision import ClipVisionModel
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
-from torch.nn import functional
 
-from ..adapters.adapter import Adapter
 from ..adapters.cache import Recent, digest
-from ..adapters.families import EmbedSource, Family, encoder_name
 from ..adapters.spec import AdapterSpec
-from ..apply.request import Request
-from ..apply.wire import Pipeline
+from ..adapters.vision import VIT_L_336, EmbedSource, encoder_name
+from ..apply.prompt import Seen
+from ..apply.request import Reading, Request
+from ..apply.wire import LoadedAdapter
 from ..errors import Problem
-from ..pictures.embeds import AdapterLabel, ImageEmbeds
+from ..pictures.embeds import AdapterLabel, ImageEmbeds, as_image_embeds, check_belongs
 from ..pictures.faces import crop_size_for, find_faces
 from ..pictures.images import CLIP_MEAN, blank_outside, clip_image, warn_crop_loss
 from ..pictures.reference_mask import keep_patches
 from ..pictures.tiles import enhance, enhancer_crops
 
-_RESAMPLED = (Family.PLUS, Family.KOLORS_PLUS)
-_SHORTCUT = (Family.FACEID_PLUS_V2, Family.KOLORS_FACEID_PLUS)
+_CHUNK = 16  # images per encoder call when the node does not say
+_KEPT = 256 << 20  # bytes of features kept per encoder
+_RECENT: weakref.WeakKeyDictionary[Any, Recent] = weakref.WeakKeyDictionary()
 
 
-def read(pipeline: Pipeline, images: Tensor, request: Request, name: str = "image") -> ImageEmbeds:
+def see(request: Request) -> Seen:
+    """What to show, which of its patches, and what to move away from: the embeds that are
+    connected, else pictures, else nothing."""
+    reading, keep = request.reading, None
+    image = _connected(request.pos_embed, "pos_embed", request.loaded)
+    if image is None:
+        image, keep = read_reference(reading, require_picture(request.image), request.image_mask)
+    negative = _connected(request.neg_embed, "neg_embed", request.loaded)
+    if negative is None and request.image_negative is not None:
+        negative = read(reading, request.image_negative)
+    if negative is None:
+        negative = read_nothing(request.loaded, image)
+    second = request.image_composition
+    return Seen(image, keep, negative, None if second is None else read(reading, second))
+
+
+def require_picture(image: Tensor | None) -> Tensor:
+    """The reference; ValueError where none is connected."""
+    if image is None:
+        raise Problem.WRONG_INPUT("No reference picture: connect an IMAGE to image.")
+    return image
+
+
+def _connected(value: Any, name: str, loaded: LoadedAdapter) -> ImageEmbeds | None:
+    if value is None:
+        return None
+    embeds = as_image_embeds(value, name)
+    check_belongs(embeds, loaded.adapter.spec, loaded.adapter.name, name)
+    return embeds
+
+
+def read(reading: Reading, images: Tensor, name: str = "image") -> ImageEmbeds:
     """Encode pictures with what the adapter needs: an image encoder, a face model, or both."""
-    if pipeline.adapter.spec.face_dim:
-        return read_faces(pipeline, images, request, name)[0]
+    if reading.loaded.adapter.spec.face_dim:
+        return read_faces(reading, images, name)[0]
     warn_crop_loss(images, name=name)
-    return _embeds(pipeline, _encode_image(pipeline, images, request))
+    return _embeds(reading.loaded, _encode_image(reading, images))
 
 
-def read_faces(
-    pipeline: Pipeline, images: Tensor, request: Request, name: str = "image"
-) -> tuple[ImageEmbeds, Tensor]:
+def read_faces(reading: Reading, images: Tensor, name: str = "image") -> tuple[ImageEmbeds, Tensor]:
     """Encode the faces of pictures; also returns the faces as pictures, (faces, size, size, 3)."""
-    spec = pipeline.adapter.spec
-    if pipeline.insightface is None:
+    loaded, spec = reading.loaded, reading.loaded.adapter.spec
+    if loaded.insightface is None:
         raise Problem.WRONG_INPUT(
-            f"{pipeline.adapter.name} is a {spec.family.value} adapter, which reads faces, and no "
-            f"face analysis is "
-            "connected: use IPAdapter Unified Loader FaceID, or connect IPAdapter InsightFace "
-            "Loader."
+            f"{loaded.adapter.name} is a {spec.family.value} adapter, which reads faces, and no "
+            "face analysis is connected: use IPAdapter Unified Loader FaceID, or connect IPAdapter "
+            "InsightFace Loader."
         )
     size = crop_size_for(spec.base_name)
-    faces = find_faces(pipeline.insightface, images, size, request.missing_face, name)
-    hidden = None
-    if spec.embed_source is EmbedSource.FACE_AND_HIDDEN:
-        hidden = _encode_image(pipeline, faces.crops, request)
-    return _embeds(pipeline, hidden, faces.embeds(spec.uses_raw_face)), faces.crops
+    faces = find_faces(loaded.insightface, images, size, reading.missing_face, name)
+    hidden = _encode_image(reading, faces.crops) if spec.embed_source.reads_picture else None
+    return _embeds(loaded, hidden, faces.embeds(spec.uses_raw_face)), faces.crops
 
 
 def read_reference(
-    pipeline: Pipeline, images: Tensor, request: Request
+    reading: Reading, images: Tensor, mask: Tensor | None
 ) -> tuple[ImageEmbeds, Tensor | None]:
-    """Encode the pictures inside the request's image_mask.
+    """Encode the pictures inside a mask.
 
     What lies outside is blanked out before encoding, so nothing of it reaches the adapter. Returns
     the embeds and, for families whose Resampler can do without some patches, which ones to keep:
     (images, patches) bool. The other families read the blank part as the encoder's mean grey.
     """
-    mask = request.image_mask
-    embeds = read(pipeline, blank_outside(images, mask), request)
-    if mask is None or embeds.features is None or pipeline.adapter.spec.family not in _RESAMPLED:
+    embeds = read(reading, blank_outside(images, mask))
+    keeps = reading.loaded.adapter.spec.family.row.keeps_patches
+    if mask is None or embeds.features is None or not keeps:
         return embeds, None
     size = (int(images.shape[1]), int(images.shape[2]))
     return embeds, keep_patches(mask, size, embeds.features.shape[1], len(embeds))
 
 
-def face_pictures(pipeline: Pipeline, images: Tensor) -> Tensor:
+def face_pictures(loaded: LoadedAdapter, images: Tensor) -> Tensor:
     """What an adapter that reads no faces is given of these pictures: the encoder's own crop."""
-    return clip_image(images, image_size(pipeline.clip_vision))
+    return clip_image(images, image_size(loaded.clip_vision))
 
 
-def _embeds(pipeline: Pipeline, features: Tensor | None, face: Tensor | None = None) -> ImageEmbeds:
-    spec = pipeline.adapter.spec
-    label = AdapterLabel.of(spec, pipeline.adapter.name, pipeline.adapter.digest)
+def _embeds(
+    loaded: LoadedAdapter, features: Tensor | None, face: Tensor | None = None
+) -> ImageEmbeds:
+    spec = loaded.adapter.spec
+    label = AdapterLabel.of(spec, loaded.adapter.name, loaded.adapter.digest)
     return ImageEmbeds(features, spec.embed_source, face, spec.uses_raw_face, made_for=label)
 
 
-def _encode_image(pipeline: Pipeline, images: Tensor, request: Request) -> Tensor:
-    adapter, clip_vision = pipeline.adapter, pipeline.clip_vision
+def _encode_image(reading: Reading, images: Tensor) -> Tensor:
+    adapter, clip_vision = reading.loaded.adapter, reading.loaded.clip_vision
     check_encoder(clip_vision, adapter.name, adapter.spec)
-    source, size = adapter.spec.embed_source, request.encode_batch_size
+    source, size, tiles = adapter.spec.embed_source, reading.batch_size, reading.enhance_tiles
     features = encode(clip_vision, images, source, size)
     check_width(features, adapter.name, adapter.spec)
-    if request.enhance_tiles > 1:
-        crops = enhancer_crops(images, request.enhance_tiles, image_size(clip_vision))
+    if tiles > 1:
+        crops = enhancer_crops(images, tiles, image_size(clip_vision))
         detail = encode(clip_vision, crops, source, size)
-        features = enhance(features, detail, request.enhance_tiles, request.enhance_ratio)
+        features = enhance(features, detail, tiles, reading.enhance_ratio)
     return features
 
 
-def read_nothing(pipeline: Pipeline, like: ImageEmbeds) -> ImageEmbeds:
+def read_nothing(loaded: LoadedAdapter, like: ImageEmbeds) -> ImageEmbeds:
     """The negative of no negative picture, one entry: the reference's neutral features."""
     features = like.features
     if features is not None:
         if like.source is not EmbedSource.POOLED:
-            check_encoder(pipeline.clip_vision, pipeline.adapter.name, pipeline.adapter.spec)
-        features = encode_nothing(pipeline.clip_vision, features, like.source)
+            check_encoder(loaded.clip_vision, loaded.adapter.name, loaded.adapter.spec)
+        features = encode_nothing(loaded.clip_vision, features, like.source)
     face = None if like.face is None else torch.zeros_like(like.face[:1])
     return ImageEmbeds(features, like.source, face, like.raw_face, made_for=like.made_for)
-
-
-def project(
-    pipeline: Pipeline, embeds: ImageEmbeds, request: Request, keep: Tensor | None = None
-) -> Tensor:
-    """Features to image tokens: (images, tokens, token_dim), fp32, on the CPU.
-
-    keep: (images, patches) bool, the patches that a Resampler reads; None for all.
-    """
-    adapter = pipeline.adapter
-    # The default scale follows the weight: where it has no effect, a new weight projects nothing.
-    scale = request.face_scale if adapter.spec.family in _SHORTCUT else 1.0
-    given = [t.float().cpu() for t in (embeds.face, embeds.features) if t is not None]
-    given += [] if keep is None else [keep.cpu()]
-    with torch.no_grad():
-        key = ("tokens", adapter.spec, scale, digest(*given))
-        (tokens,) = adapter.recent.get(key, lambda: [_project(adapter, given, scale)])
-        return _hid_proj(tokens, request) if adapter.spec.needs_hid_proj else tokens
-
-
-def _project(adapter: Adapter, given: list[Tensor], face_scale: float) -> Tensor:
-    spec, projector = adapter.spec, adapter.projector
-    if spec.embed_source is EmbedSource.FACE_AND_HIDDEN:
-        return projector(*given, face_scale, spec.family in _SHORTCUT)
-    if spec.family is Family.PORTRAIT_UNNORM:
-        return projector(given[0].unsqueeze(1))  # one "patch": the face
-    return projector(*given)
-
-
-def _hid_proj(tokens: Tensor, request: Request) -> Tensor:
-    """Kolors FaceID: tokens pass through the MODEL's own text projection, scaled by
-    weight_kolors."""
-    unet = request.model.get_model_object("diffusion_model") if request.model else None
-    projection = getattr(unet, "encoder_hid_proj", None)
-    if projection is None:
-        raise Problem.WRONG_BASE(
-            "This FaceID adapter is made for Kolors, whose MODEL has an encoder_hid_proj; the "
-            "connected MODEL has "
-            "none. Load a Kolors checkpoint with a Kolors loader."
-        )
-    scale = request.weight_kolors
-    weight, bias = (t.float().cpu() * scale for t in (projection.weight, projection.bias))
-    return functional.linear(tokens, weight, bias)
-
-
-def model_patcher(request: Request) -> ModelPatcher:
-    """The MODEL of a request."""
-    if request.model is None:
-        raise Problem.WRONG_INPUT(
-            "No MODEL: connect the MODEL output of a checkpoint loader to model."
-        )
-    return request.model
-
-
-_CHUNK = 16  # images per encoder call when the node does not say
-_KEPT = 256 << 20  # bytes of features kept per encoder
-_RECENT: weakref.WeakKeyDictionary[Any, Recent] = weakref.WeakKeyDictionary()
-
-_KOLORS = (Family.KOLORS_PLUS, Family.KOLORS_FACEID_PLUS)
-_OUTPUT = {EmbedSource.POOLED: "image_embeds", EmbedSource.HIDDEN: "penultimate_hidden_states"}
-_OUTPUT[EmbedSource.FACE_AND_HIDDEN] = _OUTPUT[EmbedSource.HIDDEN]
 
 
 def check_encoder(clip_vision: Any, adapter: str, spec: AdapterSpec) -> None:
@@ -196,9 +162,9 @@ def _why_not(clip_vision: Any, spec: AdapterSpec) -> str:
     known = isinstance(clip_vision, ClipVisionModel)
     if known and not hasattr(clip_vision.model, "vision_model"):
         return f"is no CLIP model ({type(clip_vision.model).__name__})"
+    wanted = spec.family.row.encoder_size if spec.embed_dim == VIT_L_336.hidden else 0
     # Two encoders of this width exist: only the picture's size tells them apart.
-    vit_l = spec.embed_dim == 1024
-    if known and vit_l and spec.family in _KOLORS and image_size(clip_vision) != 336:
+    if known and wanted and image_size(clip_vision) != wanted:
         return f"takes pictures of {image_size(clip_vision)} px"
     return ""
 
@@ -228,7 +194,7 @@ def encode(clip_vision: Any, images: Tensor, source: EmbedSource, batch_size: in
 
 def _encode_square(clip_vision: Any, square: Tensor, source: EmbedSource) -> list[Tensor]:
     output = clip_vision.encode_image(square, crop=True)
-    return [getattr(output, _OUTPUT[source]).float()]
+    return [getattr(output, source.output.value).float()]
 
 
 def _recent(clip_vision: Any) -> Recent:
@@ -271,11 +237,8 @@ def check_width(features: Tensor, adapter: str, spec: AdapterSpec) -> None:
     """Raise ValueError unless features are as wide as the adapter's projector expects."""
     if features.shape[-1] == spec.embed_dim:
         return
-    source = EmbedSource.POOLED if spec.embed_source is EmbedSource.POOLED else EmbedSource.HIDDEN
+    got = encoder_name(spec.embed_source, features.shape[-1])
     raise Problem.WRONG_ENCODER(
-        f"{adapter} needs {spec.encoder_name}, got {encoder_name(source, features.shape[-1])}. "
-        f"Load "
-        f""
-        f"the encoder it "
-        "needs in Load CLIP Vision (folder models/clip_vision)."
+        f"{adapter} needs {spec.encoder_name}, got {got}. Load the encoder it needs in Load CLIP "
+        "Vision (folder models/clip_vision)."
     )

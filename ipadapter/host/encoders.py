@@ -18,7 +18,7 @@ from comfy.clip_model import ACTIVATIONS
 from comfy.clip_vision import ClipVisionModel
 from torch import Tensor
 
-from ..adapters.families import ENCODERS
+from ..adapters.vision import ENCODERS
 from ..errors import Problem
 from ..files.kinds import Kind
 from ..files.tensors import open_tensor_file

@@ -14,14 +14,14 @@ from comfy.model_patcher import ModelPatcher
 from ..adapters.adapter import Adapter
 from ..adapters.checkpoint import read_checkpoint
 from ..adapters.lora import own_lora
-from ..apply.wire import Pipeline, pipeline_of
+from ..apply.wire import LoadedAdapter, loaded_adapter
 from ..errors import Problem
 from ..files.tensors import open_tensor_file
 from ..library.choose import Choice, choose
 from ..library.doctor import Folders, ModelFacts, Subject, report
 from ..library.scan import scan
 from ..pictures.faces import environment
-from .bases.unet import read_layout
+from .bases.install import layout_of
 from .encoders import FOLDER as ENCODERS
 from .encoders import facts_of, load_encoder
 from .faces import load_face_analysis
@@ -84,7 +84,7 @@ class Loaded:
     and notes."""
 
     model: ModelPatcher
-    pipeline: Pipeline
+    pipeline: LoadedAdapter
     notes: tuple[str, ...] = ()
 
 
@@ -92,7 +92,7 @@ def model_facts(model: ModelPatcher) -> ModelFacts:
     """What a MODEL is; no layers where it is no UNet with cross-attention."""
     kind = type(model.model).__name__
     try:
-        layout = read_layout(model)
+        layout = layout_of(model)
     except ValueError:
         return ModelFacts(0, (), kind)
     widths = tuple(layer.width for layer in layout.layers)
@@ -111,7 +111,7 @@ def model_folders() -> Folders:
 def load_preset(model: ModelPatcher, preset: str, lora_strength: float = 0.0) -> Loaded:
     """Find and open what a preset means for this MODEL. The MODEL is patched with the adapter's
     LoRA, if any."""
-    layout = read_layout(model)  # a MODEL without cross-attention is refused here, with the reason
+    layout = layout_of(model)  # a MODEL without cross-attention is refused here, with the reason
     base = model_facts(model).base_name or layout.name
     folders = model_folders()
     chosen = choose(
@@ -126,7 +126,7 @@ def load_preset(model: ModelPatcher, preset: str, lora_strength: float = 0.0) ->
     encoder = None if chosen.encoder is None else load_encoder(chosen.encoder.path)
     return Loaded(
         with_lora(model, chosen, lora_strength),
-        Pipeline(adapter, encoder),
+        LoadedAdapter(adapter, encoder),
         (summary(chosen), *chosen.notes),
     )
 
@@ -150,7 +150,7 @@ def with_lora(model: ModelPatcher, chosen: Choice, strength: float) -> ModelPatc
         state = dict(open_tensor_file(chosen.lora.path).tensors)
     elif chosen.lora_inside:
         checkpoint = read_checkpoint(chosen.adapter.path)
-        blocks = [layer.block for layer in read_layout(model).layers]
+        blocks = [layer.block for layer in layout_of(model).layers]
         state = own_lora(checkpoint.ip_adapter, blocks, checkpoint.name)
     else:
         return model
@@ -167,7 +167,7 @@ def summary(chosen: Choice) -> str:
 
 def diagnose(model: ModelPatcher, ipadapter: Any, clip_vision: Any, preset: str) -> str:
     """The doctor's report on what is connected and what lies in the folders."""
-    pipeline = None if ipadapter is None else pipeline_of(ipadapter)
+    pipeline = None if ipadapter is None else loaded_adapter(ipadapter)
     if pipeline is not None:
         pipeline = replace(pipeline, clip_vision=clip_vision or pipeline.clip_vision)
         clip_vision = pipeline.clip_vision

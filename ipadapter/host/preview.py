@@ -22,7 +22,7 @@ def queued_by_editor(node: type[io.ComfyNode]) -> bool:
 
 def request_view(node: type[io.ComfyNode], request: Request) -> dict[str, Any]:
     """`encoder_view` of a request's pictures; empty for adapters that read faces, not pictures."""
-    if request.pipeline.adapter.spec.face_dim:
+    if request.loaded.adapter.spec.face_dim:
         return {}
     pictures = {"image": request.image, "image_composition": request.image_composition}
     return encoder_view(node, request, pictures, request.image_mask)
@@ -40,7 +40,7 @@ def encoder_view(
     mask: the part that is read. Empty where nobody looks or nothing is encoded.
     """
     given = {name: picture for name, picture in pictures.items() if picture is not None}
-    encoder = request.pipeline.clip_vision
+    encoder = request.loaded.clip_vision
     if not given or encoder is None or not queued_by_editor(node):
         return {}
     size = image_size(encoder)

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from ..adapters.checkpoint import read_checkpoint
-from ..adapters.families import ENCODERS, EmbedSource, FaceVersion, Family, encoder_name
+from ..adapters.families import FaceVersion
 from ..adapters.spec import AdapterSpec
+from ..adapters.vision import ENCODERS, encoder_name
 from ..errors import Problem
 from ..files.tensors import open_tensor_file
 from .presets import (
@@ -26,9 +27,6 @@ from .presets import (
 from .scan import FoundFile, Listing, why_not_width
 
 SHOWN = 20
-_V1_V2 = (Family.FACEID_PLUS, Family.FACEID_PLUS_V2)
-_KOLORS = (Family.KOLORS_PLUS, Family.KOLORS_FACEID_PLUS)
-_VERSIONS = {Variant.V1: FaceVersion.V1, Variant.V2: FaceVersion.V2}
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def find_adapter(
             _no_adapter(preset, base, needed, adapters), FileNotFoundError
         )
     file, spec = max(reversed(told or untold), key=lambda pair: _rank(pair[0], needed.file))
-    spec = spec.with_face_version(_VERSIONS.get(needed.variant, FaceVersion.AUTO))
+    spec = spec.with_face_version(needed.family.row.version or FaceVersion.AUTO)
     note = f"{file.name} was chosen by its content; its name does not tell {needed.variant.value}."
     return file, spec, () if told else (note,)
 
@@ -105,11 +103,8 @@ def find_encoder(spec: AdapterSpec, encoders: Listing) -> FoundFile:
 
 def encoder_source(spec: AdapterSpec) -> EncoderSource | None:
     """Where the encoder that an adapter needs is published; None for an unknown one."""
-    pooled = spec.embed_source is EmbedSource.POOLED
-    for source in ENCODER_SOURCES:
-        if spec.embed_dim == (source.projected if pooled else source.hidden):
-            return source
-    return None
+    wanted, width = spec.embed_source, spec.embed_dim
+    return next((known for known in ENCODER_SOURCES if known.kind.width(wanted) == width), None)
 
 
 def find_lora(
@@ -162,8 +157,9 @@ def _why_not(file: FoundFile, base: str, needed: Requirement) -> str:
     spec = file.contents.spec
     if spec is None or file.contents.problem:
         return file.contents.summary
-    families = _V1_V2 if needed.family in _V1_V2 else (needed.family,)
-    if spec.family not in families or spec.base_name != _adapter_base(needed, base):
+    versions = needed.family.row.version and spec.family.row.version  # told apart by name only
+    related = versions or spec.family is needed.family
+    if not related or spec.base_name != _adapter_base(needed, base):
         return f"{spec.family.value} for {spec.base_name}"
     if needed.embed_dim and spec.embed_dim != needed.embed_dim:
         return f"made for {spec.encoder_name}"
@@ -184,7 +180,7 @@ def presets_of(file: FoundFile, base: str) -> list[str]:
 
 def _adapter_base(needed: Requirement, base: str) -> str:
     """The base that the adapter is for; Kolors' UNet may be known to the host as SDXL."""
-    return "Kolors" if needed.family in _KOLORS else base
+    return needed.family.row.base or base
 
 
 def _rank(file: FoundFile, official: str) -> tuple[bool, bool]:
@@ -209,8 +205,8 @@ def why_not_encoder(file: FoundFile, spec: AdapterSpec) -> str:
     known = [kind.image_size for kind in ENCODERS if kind.hidden == facts.hidden]
     if not source or len(known) < 2 or spec.base_name not in OFFICIAL:
         return ""
-    if facts.image_size != source.image_size:
-        return f"{facts.summary}; needed is {source.image_size} px"
+    if facts.image_size != source.kind.image_size:
+        return f"{facts.summary}; needed is {source.kind.image_size} px"
     return ""
 
 
@@ -220,8 +216,8 @@ def _encoder_rank(file: FoundFile, source: EncoderSource | None) -> tuple[bool, 
         return False, False, 0, file.name.endswith(".safetensors")
     text = letters(file.path.parent.name + file.path.name)
     return (
-        facts.hidden == source.hidden,
-        facts.image_size == source.image_size,
+        facts.hidden == source.kind.hidden,
+        facts.image_size == source.kind.image_size,
         sum(hint in text for hint in source.hints),
         file.name.endswith(".safetensors"),
     )
@@ -265,8 +261,7 @@ def _no_adapter(preset: str, base: str, needed: Requirement, adapters: Listing) 
 def _made_for(needed: Requirement) -> str:
     if not needed.embed_dim:
         return ""
-    source = EmbedSource.POOLED if needed.family is Family.STANDARD else EmbedSource.HIDDEN
-    return f", made for {encoder_name(source, needed.embed_dim)}"
+    return f", made for {encoder_name(needed.family.row.reads, needed.embed_dim)}"
 
 
 def _ambiguous(preset: str, base: str, needed: Requirement, files: list[FoundFile]) -> str:

@@ -9,6 +9,7 @@ from enum import Enum
 
 from ..adapters.families import Family
 from ..adapters.spec import AdapterSpec
+from ..adapters.vision import VIT_BIGG, VIT_H, VIT_L_336, EncoderKind
 from ..errors import Problem
 
 
@@ -50,9 +51,7 @@ class Requirement:
 class EncoderSource:
     """Where an image encoder is published, and the name that users give it."""
 
-    hidden: int
-    projected: int
-    image_size: int
+    kind: EncoderKind
     source: str
     file: str
     hints: tuple[str, ...]
@@ -165,25 +164,19 @@ OFFICIAL: dict[str, dict[str, Requirement]] = {
 
 ENCODER_SOURCES = (
     EncoderSource(
-        1280,
-        1024,
-        224,
+        VIT_H,
         "h94/IP-Adapter, models/image_encoder/model.safetensors",
         "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",
         ("vith", "h14", "b79k", "ipadapter", "imageencoder", "sd15"),
     ),
     EncoderSource(
-        1664,
-        1280,
-        224,
+        VIT_BIGG,
         "h94/IP-Adapter, sdxl_models/image_encoder/model.safetensors",
         "CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors",
         ("bigg", "b160k", "ipadapter", "imageencoder", "sdxl"),
     ),
     EncoderSource(
-        1024,
-        768,
-        336,
+        VIT_L_336,
         "Kwai-Kolors/Kolors-IP-Adapter-Plus, image_encoder/pytorch_model.bin",
         "clip-vit-large-patch14-336.bin",
         ("336", "kolors", "imageencoder"),
@@ -216,21 +209,23 @@ def letters(name: str) -> str:
 
 def variant_of(spec: AdapterSpec, name: str) -> Variant | None:
     """The variant that a file name tells for an adapter of this family; None if it tells
-    nothing.
-    """
+    nothing."""
     text = letters(name)
-    if spec.family is Family.STANDARD:
-        if "light" in text:
-            return Variant.LIGHT
-        return Variant.PLAIN if "ipadapter" in text else None
-    if spec.family is Family.PLUS:
-        if "composition" in text:
-            return Variant.COMPOSITION
-        if "face" in text:
-            return Variant.FACE
-        return Variant.PLAIN if "plus" in text else None
-    if spec.family in (Family.FACEID_PLUS, Family.FACEID_PLUS_V2):
-        if "plusv2" in text:
-            return Variant.V2
-        return Variant.V1 if "faceidplus" in text else None
-    return Variant.ANY
+    if spec.family not in _NAMED:
+        return Variant.ANY
+    return next((variant for word, variant in _NAMED[spec.family] if word in text), None)
+
+
+# What a part of a file's name says of the families whose variants have equal shapes; the first
+# that is found.
+_VERSIONS = (("plusv2", Variant.V2), ("faceidplus", Variant.V1))
+_NAMED: dict[Family, tuple[tuple[str, Variant], ...]] = {
+    Family.STANDARD: (("light", Variant.LIGHT), ("ipadapter", Variant.PLAIN)),
+    Family.PLUS: (
+        ("composition", Variant.COMPOSITION),
+        ("face", Variant.FACE),
+        ("plus", Variant.PLAIN),
+    ),
+    Family.FACEID_PLUS: _VERSIONS,
+    Family.FACEID_PLUS_V2: _VERSIONS,
+}

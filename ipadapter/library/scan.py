@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..adapters.checkpoint import checkpoint_from_tensors
-from ..adapters.families import EmbedSource, encoder_name
 from ..adapters.spec import AdapterSpec, identify
+from ..adapters.vision import EmbedSource, encoder_name
 from ..errors import plain_text
 from ..files.kinds import HOME_FOLDERS, Kind, kind_of
 from ..files.tensors import Shape, TensorMap, open_tensor_file
@@ -37,7 +37,7 @@ class EncoderFacts:
 
     def width(self, source: EmbedSource) -> int:
         """Width of what a projector with this source would get."""
-        return self.projected if source is EmbedSource.POOLED else self.hidden
+        return self.projected if source.output is EmbedSource.POOLED else self.hidden
 
     @property
     def summary(self) -> str:

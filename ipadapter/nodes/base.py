@@ -7,10 +7,18 @@ from typing import Any, ClassVar
 
 from comfy_api.latest import io
 
-from ..apply.request import Request
+from ..apply.request import Request, check_finite
+from ..attention.weight_types import WeightType
 from ..host.apply import run
 from ..host.preview import request_view
 from . import inputs
+
+# A boost makes a type precise: these inputs belong to the Precise nodes, and to callers that give
+# them to any node.
+_BOOSTS = {
+    "style_boost": WeightType.STYLE_PRECISE,
+    "composition_boost": WeightType.COMPOSITION_PRECISE,
+}
 
 
 class ApplyNode(io.ComfyNode):
@@ -43,6 +51,11 @@ class ApplyNode(io.ComfyNode):
     @classmethod
     def request(cls, **given: Any) -> Request:
         """The node's inputs as a Request."""
+        for name, kind in _BOOSTS.items():
+            boost = given.pop(name, None)
+            if boost is not None:
+                check_finite(boost, name)
+                given |= {"boost": boost, "weight_type": kind.value}
         return Request(**given, per_item=cls.PER_ITEM)
 
     @classmethod

@@ -70,12 +70,10 @@ class IPAdapterEncoder(io.ComfyNode):
         clip_vision: Any = None,
     ) -> io.NodeOutput:
         check_finite(weight, "weight")
-        request = Request(None, ipadapter, clip_vision=clip_vision)
-        pipeline = request.pipeline
-        positive = read(pipeline, blank_outside(image, mask), request)
-        negative = read_nothing(pipeline, positive)
+        request = Request(None, ipadapter, image, image_mask=mask, clip_vision=clip_vision)
+        positive = read(request.reading, blank_outside(image, mask))
+        negative = read_nothing(request.loaded, positive)
         weighted = replace(positive.map(lambda tensor: tensor * weight), weight=weight)
-        request = replace(request, image=image, image_mask=mask)
         return io.NodeOutput(weighted, negative, ui=request_view(cls, request))
 
 

@@ -8,9 +8,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..adapters.families import FaceVersion
-from ..errors import Problem
 from ..host.apply import run
-from ..host.encode import face_pictures, read_faces
+from ..host.encode import face_pictures, read_faces, require_picture
 from ..host.faces import load_face_analysis
 from ..host.loaders import load_face_preset
 from ..host.preview import encoder_view, request_view
@@ -137,13 +136,11 @@ class IPAdapterFaceID(ApplyNode):
     @classmethod
     def execute(cls, **given: Any) -> io.NodeOutput:
         request = cls.request(**given)
-        pipeline = request.pipeline
-        if request.image is None:
-            raise Problem.WRONG_INPUT("No reference picture: connect an IMAGE to image.")
-        if not pipeline.adapter.spec.face_dim:
-            pictures = face_pictures(pipeline, request.image)
+        image = require_picture(request.image)
+        if not request.loaded.adapter.spec.face_dim:
+            pictures = face_pictures(request.loaded, image)
             return io.NodeOutput(run(request), pictures, ui=request_view(cls, request))
-        embeds, faces = read_faces(pipeline, request.image, request)
+        embeds, faces = read_faces(request.reading, image)
         view = {} if embeds.features is None else encoder_view(cls, request, {"faces": faces})
         return io.NodeOutput(run(replace(request, pos_embed=embeds)), faces, ui=view)
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from ..apply.request import Request
 from ..attention.mask import check_mask
-from ..errors import Problem
 from ..host.apply import run
+from ..host.encode import require_picture
 from ..host.preview import encoder_view
 from ..pictures.tiles import Tiles, tile_image
 from . import inputs
@@ -33,9 +33,7 @@ def tile_masks(tiles: Tiles, mask: Tensor | None) -> Tensor:
 def run_tiled(request: Request, sharpening: float) -> tuple[Any, Tensor, Tensor]:
     """Patch one adapter per tile, each in its own part of the picture. Returns MODEL, tiles,
     masks."""
-    if request.image is None:
-        raise Problem.WRONG_INPUT("No reference picture: connect an IMAGE to image.")
-    tiles = tile_image(request.image, sharpening=sharpening)
+    tiles = tile_image(require_picture(request.image), sharpening=sharpening)
     masks = tile_masks(tiles, request.attn_mask)
     for tile, mask in zip(tiles.tiles, masks, strict=True):
         request = replace(request, image=tile, attn_mask=mask.unsqueeze(0))

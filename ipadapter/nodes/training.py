@@ -11,15 +11,14 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..adapters.families import Family
+from ..adapters.families import TRAINABLE, Family
 from ..apply.request import chosen
-from ..apply.wire import Pipeline, pipeline_of
+from ..apply.wire import LoadedAdapter, loaded_adapter
 from ..files.paths import inside
 from ..host.training.data import NO_FOLDER, Sources, folder_names, input_folder, pictures_of
 from ..host.training.frozen_unet import Precision
 from ..host.training.session import Folder, Recipe, save_adapter, save_roots, train_adapter
 from ..training.recipe import TrainSettings
-from ..training.trainable import TRAINABLE
 from . import inputs
 
 
@@ -229,11 +228,11 @@ class IPAdapterTrain(io.ComfyNode):
         )
         pictures = pictures_of(images, image_folder, captions, skip_unreadable)
         sources = Sources(pictures, resolution, latent, vae, clip, conditioning, empty_conditioning)
-        resume = None if resume_from is None else pipeline_of(resume_from).adapter
+        resume = None if resume_from is None else loaded_adapter(resume_from).adapter
         training = train_adapter(model, clip_vision, sources, recipe, resume)
         curve = training.curve()
         return io.NodeOutput(
-            Pipeline(training.adapter, clip_vision), curve, ui=ui.PreviewImage(curve, cls=cls)
+            LoadedAdapter(training.adapter, clip_vision), curve, ui=ui.PreviewImage(curve, cls=cls)
         )
 
 
@@ -287,7 +286,7 @@ class IPAdapterSave(io.ComfyNode):
     ) -> io.NodeOutput:
         root = save_roots()[chosen(Folder, folder, "folder")].resolve()
         dtype = _DTYPES[chosen(Stored, precision, "precision")]
-        adapter = pipeline_of(ipadapter).adapter
+        adapter = loaded_adapter(ipadapter).adapter
         stem = inside(root, filename_prefix)
         path = save_adapter(adapter, stem, dtype, with_training_state)
         return io.NodeOutput(ui={"text": [path.relative_to(root).as_posix()]})

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..adapters.families import FACE_WIDTH, EmbedSource, encoder_name
+from ..adapters.families import FACE_WIDTH
 from ..adapters.spec import AdapterSpec
+from ..adapters.vision import EmbedSource, encoder_name
 from ..errors import Problem, plain_text
 from ..files.paths import write_numbered
 from ..files.tensors import open_tensor_file
@@ -120,10 +121,10 @@ class ImageEmbeds:
     made_for: AdapterLabel = AdapterLabel()
 
     def __post_init__(self) -> None:
-        wants_face = self.source in (EmbedSource.FACE, EmbedSource.FACE_AND_HIDDEN)
+        wants_face = self.source.reads_face
         if (self.face is not None) != wants_face:
             raise ValueError(f"Embeds of {self.source.value} {_must(wants_face)} a face embedding.")
-        wants_features = self.source is not EmbedSource.FACE
+        wants_features = self.source.reads_picture
         if (self.features is not None) != wants_features:
             raise ValueError(
                 f"Embeds of {self.source.value} {_must(wants_features)} image features."
@@ -143,9 +144,8 @@ class ImageEmbeds:
     def __str__(self) -> str:
         parts = []
         if self.features is not None:
-            pooled = self.source is EmbedSource.POOLED
-            kind = EmbedSource.POOLED if pooled else EmbedSource.HIDDEN
-            parts.append(f"{kind.value} of {encoder_name(kind, self.features.shape[-1])}")
+            name = encoder_name(self.source, self.features.shape[-1])
+            parts.append(f"{self.source.output.value} of {name}")
         if self.face is not None:
             parts.append("a raw face embedding" if self.raw_face else "a face embedding")
         origin = f", made for {self.made_for}" if self.made_for.name else ""
@@ -270,9 +270,7 @@ def _mismatch(embeds: ImageEmbeds, spec: AdapterSpec) -> str:
     """What the adapter takes, if these embeds are something else."""
     wanted = []
     if spec.embed_dim:
-        pooled = spec.embed_source is EmbedSource.POOLED
-        kind = EmbedSource.POOLED if pooled else EmbedSource.HIDDEN
-        wanted.append(f"{kind.value} of {spec.encoder_name}")
+        wanted.append(f"{spec.embed_source.output.value} of {spec.encoder_name}")
     if spec.face_dim:
         wanted.append("a raw face embedding" if spec.uses_raw_face else "a face embedding")
     features = embeds.features

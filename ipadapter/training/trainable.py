@@ -13,24 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.adapter import Adapter, build_projector
-from ..adapters.families import BUILDERS, EmbedSource, Family
-from ..adapters.projectors import HEAD_DIM, Resampler
+from ..adapters.families import TRAINABLE, Family, Training
+from ..adapters.projectors import Resampler
+from ..adapters.vision import EmbedSource
 from ..attention.folding import KeyValue
 from ..errors import Problem
+from ..files.tensors import Shapes
 
 Weights = tuple[Tensor, Tensor]  # of a key and a value projection, (width, token_dim) each
 
-TRAINABLE = (Family.STANDARD, Family.PLUS)
-_TOKENS = {Family.STANDARD: 4, Family.PLUS: 16}
 
-
-def check_trainable(family: Family) -> None:
-    """Raise ValueError for families that need more than pictures to train."""
-    if family not in TRAINABLE:
+def training_of(family: Family) -> Training:
+    """How a family begins; ValueError for families that need more than pictures to train."""
+    if family.row.training is None:
         names = ", ".join(known.value for known in TRAINABLE)
         raise Problem.UNSUPPORTED(
             f"Adapters of the {family.value} family cannot be trained: choose {names}."
         )
+    return family.row.training
 
 
 @dataclass(frozen=True)
@@ -51,38 +51,25 @@ class ProjectorPlan:
 
     def __post_init__(self) -> None:
         """Refuse families that cannot be trained here."""
-        check_trainable(self.family)
+        training_of(self.family)
 
     @property
     def tokens(self) -> int:
         """Image tokens per picture."""
-        return self.num_tokens or _TOKENS[self.family]
+        return self.num_tokens or training_of(self.family).tokens
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> Shapes:
         """The shapes that the projector's builder reads its dimensions from."""
-        if self.family is Family.STANDARD:
-            return {
-                "proj.weight": (self.tokens * self.token_dim, self.embed_dim),
-                "norm.weight": (self.token_dim,),
-            }
-        dim = self.resampler_dim or min(self.token_dim, 1280)
-        inner_dim = max(dim // HEAD_DIM, 1) * HEAD_DIM
-        shapes: dict[str, tuple[int, ...]] = {
-            "latents": (1, self.tokens, dim),
-            "proj_in.weight": (dim, self.embed_dim),
-            "proj_out.weight": (self.token_dim, dim),
-        }
-        for layer in range(self.resampler_depth):
-            shapes[f"layers.{layer}.0.to_q.weight"] = (inner_dim, dim)
-            shapes[f"layers.{layer}.1.1.weight"] = (4 * dim, dim)
-        return shapes
+        return training_of(self.family).shapes(
+            self.tokens, self.embed_dim, self.token_dim, self.resampler_dim, self.resampler_depth
+        )
 
 
 def new_projector(plan: ProjectorPlan, generator: torch.Generator) -> nn.Module:
     """A projector with the reference's initial weights, drawn from `generator`."""
     with torch.device("meta"):
-        projector = BUILDERS[plan.family](plan.shapes)
+        projector = plan.family.row.projector(plan.shapes)
     projector.to_empty(device=generator.device)
     with torch.no_grad():
         for module in projector.modules():
@@ -153,7 +140,7 @@ class TrainableAdapter(nn.Module):
     def from_adapter(cls, adapter: Adapter) -> TrainableAdapter:
         """Go on with an existing adapter; its weights are copied."""
         spec, checkpoint = adapter.spec, adapter.checkpoint
-        if spec.family not in TRAINABLE or spec.has_lora:
+        if spec.family.row.training is None or spec.has_lora:
             raise Problem.UNSUPPORTED(
                 f"{adapter.name} is of the {spec.family.value} family, whose training cannot be "
                 "resumed here: connect a standard or Plus adapter."
@@ -169,13 +156,9 @@ class TrainableAdapter(nn.Module):
     @property
     def embed_source(self) -> EmbedSource:
         """What the projector takes."""
-        return EmbedSource.POOLED if self.family is Family.STANDARD else EmbedSource.HIDDEN
+        return self.family.row.reads
 
     def forward(self, features: Tensor) -> list[KeyValue]:
         """Features of one picture per sample, (samples, ...), to keys and values of every layer."""
         tokens = self.image_proj(features)
         return [layer(tokens) for layer in self.ip_adapter.children()]
-
-    def parameter_count(self) -> int:
-        """Trainable numbers; 22,319,616 for the standard SD1.5 adapter."""
-        return sum(parameter.numel() for parameter in self.parameters())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from support.applied import applied
+
 from .harness import Bench, Row, percent, profile, run_sampler
 
 # What makes the processor wait for the GPU, as torch's profiler names it.
@@ -53,9 +55,9 @@ def gpu(bench: Bench) -> Iterator[Row]:
 
 
 def _in_range(bench: Bench, model: Any, adapter: Any) -> Any:
-    apply, plan = bench.module("host.apply"), bench.module("apply.weighting").Plan()
-    when = apply.When(start_at=0.01, end_at=0.99)
-    return apply.apply_prompt(model, adapter, bench.prompt(adapter), plan, when)
+    weighting = bench.module("attention.weight_types").Weighting()
+    when = {"start_at": 0.01, "end_at": 0.99}
+    return applied(bench.module, model, adapter, bench.prompt(adapter), weighting, **when)
 
 
 def _waits(bench: Bench, run: Any) -> dict[str, int]:

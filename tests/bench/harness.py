@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from support import unets
+from support.applied import applied
 from torch import Tensor
 
 Row = dict[str, Any]
@@ -77,9 +78,9 @@ class Bench:
         self, model: Any, adapter: Any, prompt: Any = None, mask: Any = None, weight: float = 1.0
     ) -> Any:
         """A MODEL with an adapter."""
-        apply, plan = self.module("host.apply"), self.module("apply.weighting").Plan((weight,))
-        when = apply.When(mask=mask)
-        return apply.apply_prompt(model, adapter, prompt or self.prompt(adapter), plan, when)
+        weighting = self.module("attention.weight_types").Weighting((weight,))
+        prompt = prompt or self.prompt(adapter)
+        return applied(self.module, model, adapter, prompt, weighting, mask=mask)
 
     def paired(self, runs: Mapping[str, Run], repeat: int | None = None) -> dict[str, float]:
         """Median seconds of each run; the runs take turns, so that a drift of the machine hits all

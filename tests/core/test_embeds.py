@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ipadapter.adapters.families import EmbedSource, Family
+from ipadapter.adapters.families import Family
 from ipadapter.adapters.spec import AdapterSpec
+from ipadapter.adapters.vision import EmbedSource
 from ipadapter.pictures.embeds import (
     SUFFIX,
     AdapterLabel,

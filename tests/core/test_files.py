@@ -18,7 +18,8 @@ from support.modelfiles import (
     sparse_safetensors,
 )
 
-from ipadapter.adapters.families import EmbedSource, Family
+from ipadapter.adapters.families import Family
+from ipadapter.adapters.vision import EmbedSource
 from ipadapter.files.kinds import Kind
 from ipadapter.library import scan as files
 from ipadapter.library.scan import Contents, EncoderFacts, read_contents, scan

@@ -23,8 +23,9 @@ from support.bounds import MEASURES_MEMORY, forget_peak, peak
 
 from ipadapter.adapters.adapter import Adapter
 from ipadapter.adapters.checkpoint import read_checkpoint
-from ipadapter.adapters.families import EmbedSource, Family
+from ipadapter.adapters.families import Family
 from ipadapter.adapters.prompt import ImagePrompt
+from ipadapter.adapters.vision import EmbedSource
 from ipadapter.library.scan import read_contents
 from ipadapter.pictures.embeds import ImageEmbeds, load_embeds, save_embeds
 

@@ -8,21 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import pytest
-from support.layouts import FOUR, SD15, SDXL, SSD1B, VEGA
+from support.layouts import FOUR, SD15, SDXL, SSD1B, VEGA, rules_of
 
-from ipadapter.attention.weight_types import (
-    WEIGHT_TYPES,
-    LayerRule,
-    Source,
-    Strengths,
-    WeightType,
-    layer_rules,
-)
-from ipadapter.bases.layout import BlockId, UNetLayout
-from ipadapter.bases.unet import BASES, style_layers
+from ipadapter.attention.folding import LayerRule, Source
+from ipadapter.attention.weight_types import WEIGHT_TYPES, WeightType
+from ipadapter.bases.layout import BlockId, Layout
+from ipadapter.bases.unet import BASES
 
 W, C, B = 0.8, 0.6, 2.5  # main weight, weight of the composition, boost
-EVERY = Strengths(W, C, B)
+EVERY = (W, C, B)
 IMAGE, SWAPPED, SECOND = (
     (Source.IMAGE, Source.NEGATIVE),
     (Source.ZERO, Source.IMAGE),
@@ -64,7 +58,7 @@ def test_adapter_order_of_sdxl() -> None:
 
 
 @pytest.mark.parametrize("layout", [SD15, SDXL, SSD1B, VEGA], ids=lambda layout: layout.name)
-def test_known_bases_have_these_widths(layout: UNetLayout) -> None:
+def test_known_bases_have_these_widths(layout: Layout) -> None:
     assert BASES[layout.name] == (layout.context_dim, widths_of(layout))
 
 
@@ -157,7 +151,7 @@ _SD15_STYLES: Mapping[WeightType, Expected] = {
 def test_weight_types_act_on_these_transformers(kind: WeightType, sdxl: bool) -> None:
     layout = SDXL if sdxl else SD15
     expected = _expected(kind, sdxl)
-    rules = layer_rules(layout, kind, EVERY)
+    rules = rules_of(layout, kind, *EVERY)
     assert len(rules) == len(layout.layers)
     for layer, rule in zip(layout.layers, rules, strict=True):
         weight, sources = expected.get(layer.transformer, (0.0, None))
@@ -167,7 +161,7 @@ def test_weight_types_act_on_these_transformers(kind: WeightType, sdxl: bool) ->
 
 
 def test_a_precise_type_without_boost_pushes_with_the_main_weight() -> None:
-    rules = layer_rules(SDXL, WeightType.STYLE_PRECISE, Strengths(0.7))
+    rules = rules_of(SDXL, WeightType.STYLE_PRECISE, 0.7)
     assert {rule.weight for rule in rules} == {0.0, 0.7}
     assert rules[14] == LayerRule(0.7, Source.ZERO, Source.IMAGE)  # input 8
 
@@ -175,18 +169,18 @@ def test_a_precise_type_without_boost_pushes_with_the_main_weight() -> None:
 @pytest.mark.parametrize("kind", list(WeightType))
 def test_weight_0_rests_everywhere(kind: WeightType) -> None:
     for layout in (SD15, SDXL, FOUR):
-        assert not any(rule.weight for rule in layer_rules(layout, kind, Strengths(0.0)))
+        assert not any(rule.weight for rule in rules_of(layout, kind, 0.0))
 
 
 def test_factors_replace_the_strengths_of_a_type() -> None:
     factors = {3: 0.5, 6: -1.0}
-    rules = layer_rules(SDXL, WeightType.EASE_IN, EVERY, factors)
+    rules = rules_of(SDXL, WeightType.EASE_IN, *EVERY, factors)
     for layer, rule in zip(SDXL.layers, rules, strict=True):
         assert rule == LayerRule(W * factors.get(layer.transformer, 0.0))
 
 
 def test_factors_leave_the_swap_of_a_precise_type() -> None:
-    rules = layer_rules(SDXL, WeightType.STYLE_PRECISE, EVERY, {3: 2.0, 6: 1.0})
+    rules = rules_of(SDXL, WeightType.STYLE_PRECISE, *EVERY, {3: 2.0, 6: 1.0})
     acting = {
         layer.transformer: (rule.weight, (rule.cond, rule.uncond))
         for layer, rule in zip(SDXL.layers, rules, strict=True)
@@ -216,9 +210,9 @@ def test_widget_strings_are_the_fields_own() -> None:
 
 
 @pytest.mark.parametrize("layout", [SSD1B, VEGA], ids=lambda layout: layout.name)
-def test_pruned_sdxl_has_the_style_blocks_of_sdxl(layout: UNetLayout) -> None:
-    assert style_layers(layout) is style_layers(SDXL)
-    rules = layer_rules(layout, WeightType.STYLE, Strengths(1.0))
+def test_pruned_sdxl_has_the_style_blocks_of_sdxl(layout: Layout) -> None:
+    assert layout.styles is SDXL.styles
+    rules = rules_of(layout, WeightType.STYLE, 1.0)
     acting = {
         layer.block[:2] for layer, rule in zip(layout.layers, rules, strict=True) if rule.weight
     }
@@ -227,7 +221,7 @@ def test_pruned_sdxl_has_the_style_blocks_of_sdxl(layout: UNetLayout) -> None:
 
 def test_a_small_unet_has_its_last_input_as_composition() -> None:
     def acting(kind: WeightType) -> list[tuple[str, int]]:
-        rules = layer_rules(FOUR, kind, Strengths(1.0))
+        rules = rules_of(FOUR, kind, 1.0)
         return [
             layer.block[:2] for layer, rule in zip(FOUR.layers, rules, strict=True) if rule.weight
         ]
@@ -239,17 +233,17 @@ def test_a_small_unet_has_its_last_input_as_composition() -> None:
 
 @pytest.mark.parametrize("kind", WeightType, ids=lambda kind: kind.value)
 @pytest.mark.parametrize("layout", [SSD1B, VEGA, FOUR], ids=lambda layout: layout.name)
-def test_every_type_acts_somewhere_on_other_layouts(layout: UNetLayout, kind: WeightType) -> None:
-    rules = layer_rules(layout, kind, EVERY)
+def test_every_type_acts_somewhere_on_other_layouts(layout: Layout, kind: WeightType) -> None:
+    rules = rules_of(layout, kind, *EVERY)
     assert len(rules) == len(layout.layers) and any(rule.weight for rule in rules)
 
 
-def widths_of(layout: UNetLayout) -> tuple[int, ...]:
+def widths_of(layout: Layout) -> tuple[int, ...]:
     return tuple(layer.width for layer in layout.layers)
 
 
 @pytest.mark.parametrize("layout", [SD15, SDXL, SSD1B, VEGA, FOUR], ids=lambda layout: layout.name)
-def test_an_adapter_of_the_same_base_fits(layout: UNetLayout) -> None:
+def test_an_adapter_of_the_same_base_fits(layout: Layout) -> None:
     layout.check(widths_of(layout), layout.context_dim, "adapter.bin", layout.name)
 
 
@@ -258,7 +252,7 @@ def test_an_adapter_of_the_same_base_fits(layout: UNetLayout) -> None:
     [(SDXL, SD15), (SD15, SDXL), (SSD1B, SDXL), (VEGA, SSD1B), (FOUR, SD15)],
     ids=lambda layout: layout.name,
 )
-def test_a_mismatch_names_both_models(layout: UNetLayout, other: UNetLayout) -> None:
+def test_a_mismatch_names_both_models(layout: Layout, other: Layout) -> None:
     with pytest.raises(ValueError, match=r"my_adapter\.bin does not fit") as caught:
         layout.check(widths_of(other), other.context_dim, "my_adapter.bin", other.name)
     message = str(caught.value)
@@ -270,4 +264,4 @@ def test_a_mismatch_names_both_models(layout: UNetLayout, other: UNetLayout) -> 
 
 def test_sd2_differs_from_sd15_in_the_text_width_alone() -> None:
     with pytest.raises(ValueError, match=r"width 768.*width 1024"):
-        UNetLayout(SD15.layers, 1024, "SD2").check(widths_of(SD15), 768, "adapter", "SD1.5")
+        Layout(SD15.layers, 1024, "SD2").check(widths_of(SD15), 768, "adapter", "SD1.5")

@@ -8,8 +8,9 @@ import pytest
 from support.adapters import shapes_of, synthetic_adapter
 from support.official_files import OFFICIAL_FILES, OfficialFile
 
-from ipadapter.adapters.families import EmbedSource, FaceVersion, Family, default_face_version
+from ipadapter.adapters.families import FaceVersion, Family, default_face_version
 from ipadapter.adapters.spec import AdapterSpec, identify
+from ipadapter.adapters.vision import EmbedSource
 
 NONSENSE = "model (1).safetensors"
 

@@ -11,17 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.layouts import SD15, SDXL
+from support.layouts import SD15, SDXL, rules_of
 
+from ipadapter.attention.folding import Source
 from ipadapter.attention.weight_texts import parse_layer_weights, parse_weights
-from ipadapter.attention.weight_types import (
-    WEIGHT_TYPES,
-    Source,
-    Strengths,
-    WeightType,
-    layer_rules,
-)
-from ipadapter.bases.layout import UNetLayout
+from ipadapter.attention.weight_types import WEIGHT_TYPES, WeightType
+from ipadapter.bases.layout import Layout
 from ipadapter.frames import Method, Timing, WeightsStrategy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,11 +89,11 @@ def test_curves_are_those_of_the_node(tmp_path: Path, pictures: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "layout"), [("SDXL", SDXL), ("SD1.5", SD15)])
-def test_weight_types_are_those_of_the_node(tmp_path: Path, name: str, layout: UNetLayout) -> None:
+def test_weight_types_are_those_of_the_node(tmp_path: Path, name: str, layout: Layout) -> None:
     script = f'given.map((kind) => layers.sharesOf(kind, layers.LAYOUTS["{name}"]))'
     drawn = evaluate(tmp_path, script, list(WEIGHT_TYPES))
     for kind, shares in zip(WEIGHT_TYPES, drawn, strict=True):
-        rules = layer_rules(layout, WeightType(kind), Strengths())
+        rules = rules_of(layout, WeightType(kind))
         assert len(shares) == layout.transformers
         for layer, rule in zip(layout.layers, rules, strict=True):
             share = shares[layer.transformer]

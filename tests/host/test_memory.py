@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.applied import applied
 from support.interface import defaults
 from support.scene import picture
 from support.unets import FULL_SDXL, build_empty_model, random_adapter
@@ -147,14 +148,9 @@ def test_a_type_of_few_layers_holds_only_those(host: Any, model: Any) -> None:
     adapter = plus_adapter(host)
     tokens = torch.randn(1, TOKENS, FULL_SDXL.context_dim)
     prompt = host.module("ipadapter.adapters.prompt").ImagePrompt(tokens, tokens)
-    layers, plan = (
-        host.module("ipadapter.attention.weight_types"),
-        host.module("ipadapter.apply.weighting"),
-    )
-    apply_prompt, when = (
-        getattr(host.module("ipadapter.host.apply"), n) for n in ("apply_prompt", "When")
-    )
-    style = plan.Plan(kind=layers.WeightType.STYLE)
-    patched = apply_prompt(model, adapter, prompt, style, when())
+    weights = host.module("ipadapter.attention.weight_types")
+    core = lambda name: host.module(f"ipadapter.{name}")  # noqa: E731
+    style = weights.Weighting(kind=weights.WeightType.STYLE)
+    patched = applied(core, model, adapter, prompt, style)
     assert {key[:2] for key in slots(patched)} == {("output", 1)}
     assert sum(held_tensors(patched).values()) == 8 * TOKENS * 10 * 1280

@@ -23,7 +23,7 @@ def given(host: Any) -> dict[str, Any]:
 def pipeline(host: Any, given: dict[str, Any]) -> Any:
     """The IPADAPTER of a unified loader."""
     payload = host.module("ipadapter.apply.wire")
-    return payload.Pipeline(given["ipadapter"], given["clip_vision"])
+    return payload.LoadedAdapter(given["ipadapter"], given["clip_vision"])
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ipadapter.adapters.families import EmbedSource, Family
+from ipadapter.adapters.families import Family
+from ipadapter.adapters.vision import EmbedSource
 from ipadapter.pictures.embeds import AdapterLabel, ImageEmbeds, save_embeds
 
 from .adapters import Nested, Shapes, flat, synthetic_adapter

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .applied import applied, injected
 from .reference import Naive, NaiveAdapter, naive
 from .unets import TINY_SD15, random_adapter
 
@@ -53,6 +54,11 @@ class Prompt:
     @cached_property
     def uncond(self) -> Tensor:
         return 0.3 * seeded(self.seed + 200, 1, TOKENS, TINY_SD15.context_dim)
+
+    @property
+    def when(self) -> dict[str, Any]:
+        """Fields of an ApplyRange."""
+        return {"start_at": self.start_at, "end_at": self.end_at, "mask": self.mask}
 
 
 @dataclass
@@ -142,19 +148,15 @@ class Pack:
         )
         adapter = self.module("adapters.adapter").Adapter.from_checkpoint(checkpoint)
         image = self.module("adapters.prompt").ImagePrompt(prompt.cond, prompt.uncond)
-        return adapter, image, self.module("apply.weighting").Plan(prompt.weights)
+        return adapter, image, self.module("attention.weight_types").Weighting(prompt.weights)
 
     def hooks(self, model: Any, prompt: Prompt, before: Any = None) -> Any:
         """HOOKS that carry a prompt."""
-        apply = self.module("host.apply")
-        when = apply.When(prompt.start_at, prompt.end_at, prompt.mask)
-        injections = apply.injections_for(model, *self.parts(prompt), when)
+        injections = injected(self.module, model, *self.parts(prompt), **prompt.when)
         return self.module("host.hooks").hook_group(injections, before)
 
     def apply(self, model: Any, *prompts: Prompt) -> Any:
         """Patch a MODEL with prompts, one after another."""
-        apply = self.module("host.apply")
         for prompt in prompts:
-            when = apply.When(prompt.start_at, prompt.end_at, prompt.mask)
-            model = apply.apply_prompt(model, *self.parts(prompt), when)
+            model = applied(self.module, model, *self.parts(prompt), **prompt.when)
         return model

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from ipadapter.bases.layout import BlockId, Layer, UNetLayout
+from ipadapter.attention.folding import LayerRule
+from ipadapter.attention.weight_types import Weighting, WeightType
+from ipadapter.bases.layout import BlockId, Layer, Layout
+from ipadapter.bases.unet import unet_layout
 
 # (block, number) -> (width, transformer blocks), in execution order: input, middle, output.
 Blocks = Mapping[tuple[str, int], tuple[int, int]]
@@ -45,7 +49,7 @@ FOUR_BLOCKS: Blocks = {
 }
 
 
-def layout_of(blocks: Blocks, context_dim: int, name: str) -> UNetLayout:
+def layout_of(blocks: Blocks, context_dim: int, name: str) -> Layout:
     """A layout in adapter order (input, output, middle)."""
     transformer = {block: t for t, block in enumerate(blocks)}
     layers = [
@@ -55,7 +59,20 @@ def layout_of(blocks: Blocks, context_dim: int, name: str) -> UNetLayout:
         if part == wanted
         for index in range(depth)
     ]
-    return UNetLayout(tuple(layers), context_dim, name)
+    return replace(unet_layout(layers, context_dim), name=name)
+
+
+def rules_of(
+    layout: Layout,
+    kind: WeightType,
+    weight: float = 1.0,
+    composition: float | None = None,
+    boost: float | None = None,
+    factors: Mapping[int, float] | None = None,
+) -> tuple[LayerRule, ...]:
+    """The rule of every layer for one weight."""
+    numbers = {"composition": composition, "boost": boost, "layers": factors}
+    return tuple(rule for (rule,) in Weighting((weight,), kind, **numbers).rules(layout))
 
 
 SD15 = layout_of(SD15_BLOCKS, 768, "SD1.5")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .applied import applied
 from .unets import Pair
 
 State = Mapping[str, Mapping[str, Tensor]]
@@ -78,19 +79,11 @@ def pack_model(pair: Pair, case: Case, core: Any) -> Any:
     ):
         checkpoint = core("adapters.checkpoint").checkpoint_from_dict(state, "random adapter")
         adapter = core("adapters.adapter").Adapter.from_checkpoint(checkpoint)
-        prompt, concat, apply = (
-            core("adapters.prompt"),
-            core("adapters.prompt").concat,
-            core("host.apply"),
-        )
-        image = prompt.ImagePrompt(concat(adapter.projector(cond)), adapter.projector(uncond))
-        model = apply.apply_prompt(
-            model,
-            adapter,
-            image,
-            core("apply.weighting").Plan((weight,)),
-            apply.When(mask=case.mask),
-        )
+        prompt = core("adapters.prompt")
+        cond, uncond = prompt.concat(adapter.projector(cond)), adapter.projector(uncond)
+        weighting = core("attention.weight_types").Weighting((weight,))
+        image = prompt.ImagePrompt(cond, uncond)
+        model = applied(core, model, adapter, image, weighting, mask=case.mask)
     return model
 
 

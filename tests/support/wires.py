@@ -19,7 +19,7 @@ def random_pipeline(host: Any, geometry: Geometry = TINY_SD15) -> Any:
     )
     adapter = host.module("ipadapter.adapters.adapter").Adapter.from_checkpoint(checkpoint)
     payload = host.module("ipadapter.apply.wire")
-    return payload.Pipeline(adapter, tiny_clip_vision(projected=EMBED_DIM))
+    return payload.LoadedAdapter(adapter, tiny_clip_vision(projected=EMBED_DIM))
 
 
 def tiny_wires(host: Any, pictures: int = 1) -> dict[str, Any]:

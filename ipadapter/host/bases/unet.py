@@ -12,14 +12,14 @@ from torch import nn
 
 from ...attention.attn2_patch import AttentionPatch
 from ...attention.injection import Injection
-from ...bases.layout import BlockId, Layer, UNetLayout
-from ...bases.unet import base_name
+from ...bases.layout import BlockId, Layer, Layout
+from ...bases.unet import unet_layout
 from ...errors import Problem
 from ..sampling import WRAPPER_KEY, add_wrappers
 from ..slots import SlotKey, place, slots_of, with_slots
 
 
-def read_layout(model: ModelPatcher) -> UNetLayout:
+def read_layout(model: ModelPatcher) -> Layout:
     """The cross-attention layout of a MODEL, in adapter order: input, output, middle.
 
     Raises ValueError for models without text cross-attention slots (Flux, SD3 and other
@@ -57,8 +57,7 @@ def read_layout(model: ModelPatcher) -> UNetLayout:
                         )
                     )
                     context_dim = attn2.to_k.in_features
-    widths = tuple(layer.width for layer in layers)
-    return UNetLayout(tuple(layers), context_dim, base_name(context_dim, widths))
+    return unet_layout(layers, context_dim)
 
 
 def _cross_attentions(blocks: list[nn.Module]) -> Iterator[tuple[int, Any]]:

@@ -13,13 +13,13 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...adapters.families import EmbedSource
-from ...bases.layout import UNetLayout
+from ...adapters.vision import EmbedSource
+from ...bases.layout import Layout
 from ...errors import Problem
 from ...pictures.images import Interpolation, as_rgb, clip_image, crop_square, resize
 from ...training.data import Prompts, TrainingSet, same_length
 from ...training.folder import PictureFolder, read_folder
-from ..bases.unet import read_layout
+from ..bases.install import layout_of
 from ..encode import encode, encode_nothing, image_size
 
 NO_FOLDER = "(none)"
@@ -103,7 +103,7 @@ def training_set(
             "CLIP vision model."
         )
     latents = _latents(model, sources)
-    prompts = _prompts(model, sources, read_layout(model), tuple(latents.shape[-2:]))
+    prompts = _prompts(model, sources, layout_of(model), tuple(latents.shape[-2:]))
     features, nothing = _features(clip_vision, source, sources.pictures)
     return TrainingSet(_plain(latents), _plain(features), _plain(nothing), prompts)
 
@@ -146,7 +146,7 @@ def _features(clip_vision: Any, source: EmbedSource, pictures: Pictures) -> tupl
 
 
 def _prompts(
-    model: ModelPatcher, sources: Sources, layout: UNetLayout, size: tuple[int, ...]
+    model: ModelPatcher, sources: Sources, layout: Layout, size: tuple[int, ...]
 ) -> Prompts:
     """Text states of the captions or the CONDITIONING, and of the empty prompt."""
     states, empty = _conditionings(sources)

@@ -19,12 +19,12 @@ from ...attention.attn2_patch import Replacement
 from ...attention.decoupled import image_attention
 from ...attention.folding import KeyValue
 from ...attention.rows import Extra
-from ...bases.layout import BlockId, UNetLayout
+from ...bases.layout import BlockId, Layout
 from ...errors import Problem
 from ...training.data import Batch
 from ...training.recipe import NoiseSchedule, Prediction
 from ...training.trainable import Weights
-from ..bases.unet import read_layout
+from ..bases.install import layout_of
 from ..devices import kept_dtype
 from ..slots import text_attention
 
@@ -42,7 +42,7 @@ class FrozenUNet:
     """A loaded UNet; `predict` is what a Trainer calls."""
 
     patcher: ModelPatcher
-    layout: UNetLayout
+    layout: Layout
     dtype: torch.dtype
     sigmas: Tensor
 
@@ -153,7 +153,7 @@ def frozen_unet(
 
     Inside, autograd works although the host runs nodes in inference mode.
     """
-    layout, schedule = read_layout(model), schedule_of(model)
+    layout, schedule = layout_of(model), schedule_of(model)
     patcher = model.clone()
     dtype = _dtype(patcher, precision)
     if dtype != kept_dtype(patcher):

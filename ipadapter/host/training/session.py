@@ -18,14 +18,14 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...adapters.adapter import Adapter
-from ...adapters.families import SOURCES, Family
+from ...adapters.families import Family
 from ...errors import Problem
 from ...training.curve import loss_curve
 from ...training.data import TrainingSet
 from ...training.folder import write_adapter, write_state
 from ...training.recipe import TrainSettings
 from ...training.state import TrainedAdapter, TrainState, state_of, trained_adapter
-from ...training.trainable import ProjectorPlan, TrainableAdapter, check_trainable
+from ...training.trainable import ProjectorPlan, TrainableAdapter, training_of
 from ...training.trainer import Trainer, train
 from ..loaders import ADAPTERS
 from .data import Sources, training_set
@@ -47,7 +47,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse families before anything is computed."""
-        check_trainable(self.family)
+        training_of(self.family)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def train_adapter(
     if resume is not None and state is None:
         logger.warning("%s has no training state: its weights are a new start.", resume.name)
     schedule = schedule_of(model)
-    data = training_set(model, clip_vision, SOURCES[family], sources)
+    data = training_set(model, clip_vision, family.row.reads, sources)
     shape = (recipe.settings.batch_size, *data.latent_shape)
     with frozen_unet(model, recipe.precision, shape) as unet:
         settings = replace(recipe.settings, device=unet.device, dtype=unet.dtype)

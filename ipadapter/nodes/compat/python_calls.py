@@ -44,7 +44,7 @@ _ADVANCED = (
     "enhance_ratio",
     "weight_kolors",
 )
-_REQUEST = {field.name for field in fields(Request)}
+_REQUEST = {field.name for field in fields(Request)} | {"style_boost", "composition_boost"}
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,13 @@ def tokens(host: Any) -> Any:
         state = synthetic_adapter(kind.value, "SD1.5", tiny=True, device="cpu")
         checkpoint = module("adapters.checkpoint").checkpoint_from_dict(state, "random adapter")
         adapter = module("adapters.adapter").Adapter.from_checkpoint(checkpoint)
-        pipeline = module("apply.wire").Pipeline(adapter, encoder)
+        pipeline = module("apply.wire").LoadedAdapter(adapter, encoder)
         request = module("apply.request").Request(
             build_model(TINY_SD15), pipeline, image, image_mask=mask
         )
         with torch.inference_mode():
-            return module("host.apply").build_prompt(request, pipeline).cond
+            seen = module("host.encode").see(request)
+            return module("apply.prompt").image_prompt(adapter, seen, request).cond
 
     return make
 
@@ -89,7 +90,7 @@ def test_dropping_patches_alone_would_leak(
     outside changes, relative to the change without any mask."""
     functions = (
         host.module("ipadapter.host.encode"),
-        host.module("ipadapter.adapters.families").EmbedSource,
+        host.module("ipadapter.adapters.vision").EmbedSource,
     )
     vision, source = functions
     encoder = tiny_clip_vision(projected=POOLED, hidden=HIDDEN)
