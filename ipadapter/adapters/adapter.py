@@ -1,5 +1,5 @@
-"""An adapter: its projector and one key and value projection per cross-attention layer, read as
-they are needed."""
+"""An adapter: its projector and one key and value projection per cross-attention layer, read
+as they are needed."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ _KEPT = 128 << 20  # bytes of tokens, keys and values kept per adapter
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A loaded adapter. Holds no layer weights: those stay in the file until a prompt is projected
-    through them."""
+    """A loaded adapter.
+
+    Holds no layer weights: those stay in the file until a prompt is projected through them.
+    """
 
     spec: AdapterSpec
     checkpoint: Checkpoint
@@ -84,8 +86,8 @@ class Adapter:
         device: torch.device | str = "cpu",
         wanted: Sequence[bool] | None = None,
     ) -> Iterator[Mapping[Source, KeyValue]]:
-        """Project a prompt through each wanted layer in turn; one layer's weights are in memory at
-        a time.
+        """Project a prompt through each wanted layer in turn; one layer's weights are in
+        memory at a time.
 
         wanted: per layer, whether to project it; all by default. Yields, per layer, unscaled fp32
         keys and values of every kind of token the prompt has, on the CPU.
@@ -169,9 +171,8 @@ class Adapter:
 def build_projector(
     spec: AdapterSpec, image_proj: Mapping[str, Tensor], name: str = "the adapter"
 ) -> nn.Module:
-    """The family's projector over the file's own tensors (their dtype, their device, no
-    gradients).
-    """
+    """The family's projector over the file's own tensors (their dtype,
+    their device, no gradients)."""
     tensors = dict(image_proj)
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     try:
@@ -180,8 +181,7 @@ def build_projector(
     except (KeyError, ValueError, IndexError, RuntimeError) as error:
         raise Problem.FILE_BROKEN(
             f"{name}: its {spec.family.value} projector is incomplete ({type(error).__name__}: "
-            f"{error}). "
-            "Download the file again."
+            f"{error}). Download the file again."
         ) from error
     _check(module, shapes, f"{name}: its {spec.family.value} projector")
     require_finite(tensors, name)
@@ -203,6 +203,5 @@ def _check(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], what: str) 
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise Problem.FILE_BROKEN(
             f"{what} does not fit: {'; '.join(problems[:3])}{more}. The file is damaged or of an "
-            "unknown kind; "
-            "download it again."
+            "unknown kind; download it again."
         )

@@ -1,5 +1,5 @@
-"""Recent results, found again by content: changing a weight must not encode or project anything
-anew."""
+"""Recent results, found again by content: changing a weight must not encode
+or project anything anew."""
 
 from __future__ import annotations
 

@@ -53,9 +53,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def checkpoint_from_dict(state: Mapping[str, Any], name: str) -> Checkpoint:
-    """An adapter from a state dict: flat keys, or nested {image_proj: {...}, ip_adapter or
-    adapter_modules: {...}}.
-    """
+    """An adapter from a state dict: flat keys, or nested {image_proj: {...},
+    ip_adapter or adapter_modules: {...}}."""
     return checkpoint_from_tensors(TensorMap.of(flatten(state)), name)
 
 

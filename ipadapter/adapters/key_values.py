@@ -46,8 +46,7 @@ def read_layers(ip_adapter: Shapes, name: str) -> tuple[int, tuple[int, ...]]:
         elif "to_k_ip" in key or "to_v_ip" in key or "norm" in key:
             raise Problem.UNSUPPORTED(
                 f"{name} is an adapter for a transformer model (such as Flux or SD3.5): it has "
-                f"'{key}'. "
-                "This pack needs an adapter for a UNet model (SD1.5, SD2, SDXL, Kolors)."
+                f"'{key}'. This pack needs an adapter for a UNet model (SD1.5, SD2, SDXL, Kolors)."
             )
     if not ids:
         raise Problem.FILE_BROKEN(
@@ -60,8 +59,7 @@ def read_layers(ip_adapter: Shapes, name: str) -> tuple[int, tuple[int, ...]]:
     if len(token_dims) != 1:
         raise Problem.FILE_BROKEN(
             f"{name}: its layers take tokens of different widths {sorted(token_dims)}, expected "
-            "one. "
-            "The file is damaged; download it again."
+            "one. The file is damaged; download it again."
         )
     return token_dims.pop(), widths
 
@@ -70,9 +68,8 @@ def _refuse_ids(ids: list[int], name: str) -> None:
     if ids == list(range(len(ids))):
         raise Problem.UNSUPPORTED(
             f"{name} is an adapter for a transformer model (such as Flux or SD3.5): its {len(ids)} "
-            "layers are numbered "
-            "0, 1, 2 and so on. This pack needs an adapter for a UNet model (SD1.5, SD2, SDXL, "
-            "Kolors)."
+            "layers are numbered 0, 1, 2 and so on. This pack needs an adapter for a UNet model "
+            "(SD1.5, SD2, SDXL, Kolors)."
         )
     missing = sorted(set(range(1, ids[-1] + 1, 2)) - set(ids))
     odd = [number for number in ids if number % 2 == 0]
@@ -94,7 +91,6 @@ def _pair(ip_adapter: Shapes, number: int, kinds: set[str], name: str) -> int:
     if len(key) != 2 or key != value or not all(0 < side <= 1 << 16 for side in key):
         raise Problem.FILE_BROKEN(
             f"{name}: layer {number} has to_k_ip {key} and to_v_ip {value}, expected two equal "
-            "matrices. "
-            "The file is damaged; download it again."
+            "matrices. The file is damaged; download it again."
         )
     return key[0]

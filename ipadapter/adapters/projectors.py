@@ -85,9 +85,8 @@ class PerceiverAttention(nn.Module):
         self.to_out = Linear(inner_dim, dim, bias=False)
 
     def forward(self, features: Tensor, latents: Tensor, mask: Tensor | None) -> Tensor:
-        """features (images, patches, dim), latents (images, queries, dim), mask (images, 1, 1,
-        patches + queries)
-        """
+        """features (images, patches, dim), latents (images, queries, dim), mask (images, 1,
+        1, patches + queries)"""
         features, latents = self.norm1(features), self.norm2(latents)
         query = self.to_q(latents)
         key, value = self.to_kv(torch.cat((features, latents), dim=1)).chunk(2, dim=-1)
@@ -108,8 +107,9 @@ def _feed_forward(dim: int, inner_dim: int) -> nn.Sequential:
 
 
 class Perceiver(nn.Module):
-    """Latents that read features through a stack of attention layers. Subclasses say where the
-    latents come from.
+    """Latents that read features through a stack of attention layers.
+
+    Subclasses say where the latents come from.
     """
 
     def __init__(self, shapes: Shapes) -> None:
@@ -177,8 +177,7 @@ class Resampler(Perceiver):
         if keep is not None and keep.shape != hidden.shape[:2]:
             raise ValueError(
                 f"The mask of the reference has the shape {tuple(keep.shape)}, expected one value "
-                "per image and patch, "
-                f"{tuple(hidden.shape[:2])}."
+                f"per image and patch, {tuple(hidden.shape[:2])}."
             )
         return self.read(self.latents.expand(hidden.shape[0], -1, -1), hidden, keep)
 
@@ -203,9 +202,8 @@ class FaceIDProjModel(nn.Module):
 
 
 class FaceIDPlusProjModel(FaceIDProjModel):
-    """FaceID Plus: the face's tokens are the latents that read the encoder's hidden states of the
-    face crop.
-    """
+    """FaceID Plus: the face's tokens are the latents that read the encoder's hidden states
+    of the face crop."""
 
     def __init__(self, shapes: Shapes) -> None:
         super().__init__(shapes)
@@ -222,8 +220,8 @@ class FaceIDPlusProjModel(FaceIDProjModel):
         shortcut: bool = False,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """face_embeds (faces, face_dim), hidden (faces, patches, embed_dim) -> (faces, num_tokens,
-        token_dim)
+        """face_embeds (faces, face_dim), hidden (faces, patches, embed_dim)
+        -> (faces, num_tokens, token_dim)
 
         v1 gives what the perceiver read; v2 (`shortcut`) gives the face's tokens plus `scale` times
         that.
@@ -239,8 +237,7 @@ def require_finite(tensors: Mapping[str, Tensor], name: str) -> None:
         if value.device.type != "meta" and not _finite(value):
             raise Problem.FILE_BROKEN(
                 f"{name}: '{key}' has NaN or infinite values; the file is damaged or was converted "
-                "badly. "
-                "Download it again."
+                "badly. Download it again."
             )
 
 

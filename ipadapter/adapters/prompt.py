@@ -34,14 +34,13 @@ class ImagePrompt:
         if self.cond.shape[-1] != self.uncond.shape[-1]:
             raise Problem.EMBEDS_MISMATCH(
                 f"Image tokens are {self.cond.shape[-1]} wide, those of the negative "
-                f"{self.uncond.shape[-1]}: "
-                "both must come from the same adapter."
+                f"{self.uncond.shape[-1]}: both must come from the same adapter."
             )
 
 
 def concat(tokens: Tensor) -> Tensor:
-    """Join the tokens of several images into one prompt: (images, tokens, dim) -> (1, images *
-    tokens, dim).
+    """Join the tokens of several images into one prompt: (images, tokens, dim) -> (1,
+    images * tokens, dim).
 
     All images share one softmax, as in the reference (`diffusers`, several images for one adapter).
     """

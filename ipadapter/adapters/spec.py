@@ -18,8 +18,9 @@ class AdapterSpec:
 
     family: Family
     num_tokens: int
-    """Tokens per image. Full Face has one per patch; the count is that of its encoder's usual image
-    size.
+    """Tokens per image.
+
+    Full Face has one per patch; the count is that of its encoder's usual image size.
     """
     embed_dim: int
     """Width that the image encoder must deliver; 0 where only a face embedding is used."""
@@ -28,9 +29,8 @@ class AdapterSpec:
     token_dim: int
     """Width of the tokens that to_k_ip and to_v_ip take."""
     projected_dim: int
-    """Width of the projector's output; differs from token_dim where the model's own text projection
-    lies between.
-    """
+    """Width of the projector's output; differs from token_dim where the model's own
+    text projection lies between."""
     layer_widths: tuple[int, ...]
     """Output width of to_k_ip per layer, in id order."""
     has_lora: bool
@@ -42,16 +42,14 @@ class AdapterSpec:
 
     @property
     def needs_hid_proj(self) -> bool:
-        """Whether tokens pass through the model's own `encoder_hid_proj` before to_k_ip (Kolors
-        FaceID).
-        """
+        """Whether tokens pass through the model's own `encoder_hid_proj`
+        before to_k_ip (Kolors FaceID)."""
         return self.projected_dim != self.token_dim
 
     @property
     def uses_raw_face(self) -> bool:
-        """Whether the face embedding goes in as the recogniser gives it, not normalised to length
-        1.
-        """
+        """Whether the face embedding goes in as the recogniser gives it, not
+        normalised to length 1."""
         return self.family.row.raw_face
 
     @property
@@ -73,17 +71,18 @@ class AdapterSpec:
         return f"{self.family.value} for {self.base_name}, {tokens}"
 
     def with_face_version(self, version: FaceVersion | str) -> AdapterSpec:
-        """The spec as the user says it is; no change for AUTO and for families that have one
-        version.
-        """
+        """The spec as the user says it is; no change for AUTO and for families
+        that have one version."""
         versions = {family.row.version: family for family in Family if family.row.version}
         wanted = versions.get(FaceVersion(version))
         return replace(self, family=wanted) if wanted and self.family.row.version else self
 
 
 def identify(image_proj: Shapes, ip_adapter: Shapes, name: str) -> AdapterSpec:
-    """Family and dimensions of an adapter. `name` is for messages, and the default of FaceID Plus
-    v1 or v2."""
+    """Family and dimensions of an adapter.
+
+    `name` is for messages, and the default of FaceID Plus v1 or v2.
+    """
     token_dim, layer_widths = read_layers(ip_adapter, name)
     has_lora = any("_lora." in key for key in ip_adapter)
     key = next((key for key in TELLING_KEYS if key in image_proj), None)

@@ -1,5 +1,5 @@
-"""What an Apply node asks for: its inputs by their own names, and their translation into the core's
-terms."""
+"""What an Apply node asks for: its inputs by their own names, and their translation
+into the core's terms."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ _NUMBERS = (
 
 
 def chosen(kind: type[_Choice], value: str, name: str) -> _Choice:
-    """A widget string as its enum. Older hosts do not check the strings that a client sends, so
-    this does."""
+    """A widget string as its enum.
+
+    Older hosts do not check the strings that a client sends, so this does.
+    """
     try:
         return kind(value)
     except ValueError:
@@ -62,8 +64,9 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """Inputs of every Apply node; each node has some of them. Names are those of the sockets and
-    widgets.
+    """Inputs of every Apply node; each node has some of them.
+
+    Names are those of the sockets and widgets.
 
     weight may be one number or one per latent. per_item: picture i belongs to latent i (the batch
     nodes).
@@ -105,8 +108,8 @@ class Request:
 
     @cached_property
     def loaded(self) -> LoadedAdapter:
-        """The adapter with its encoder and face analysis; what is connected here goes before the
-        loader's."""
+        """The adapter with its encoder and face analysis; what is connected here
+        goes before the loader's."""
         loaded = loaded_adapter(self.ipadapter)
         version = chosen(FaceVersion, self.face_version, "face_version")
         adapter = loaded.adapter
@@ -141,8 +144,8 @@ class Request:
 
     @property
     def face_scale(self) -> float:
-        """How much of a face's picture joins its identity (FaceID Plus v2); unset: twice the
-        weight."""
+        """How much of a face's picture joins its identity (FaceID Plus v2);
+        unset: twice the weight."""
         return 2.0 * self.weights[0] if self.weight_faceidv2 is None else self.weight_faceidv2
 
     def weighting(self, layout: Layout) -> Weighting:

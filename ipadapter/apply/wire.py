@@ -1,5 +1,5 @@
-"""What travels on an IPADAPTER wire: this pack's own adapters, and what other packs' loaders put
-there."""
+"""What travels on an IPADAPTER wire: this pack's own adapters, and what other
+packs' loaders put there."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ class StackedCallback:
 
 
 class AttentionPatch:
-    """Callable for a block's attn2 slot: what held the slot before, plus the image attention of
-    each injection."""
+    """Callable for a block's attn2 slot: what held the slot before, plus the image
+    attention of each injection."""
 
     def __init__(
         self,
@@ -63,8 +63,8 @@ class AttentionPatch:
 
     @torch.compiler.disable()
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, extra_options: Extra) -> Tensor:
-        """query: (rows, length, width); key, value: (rows, text tokens, width). Returns query's
-        shape."""
+        """query: (rows, length, width); key, value: (rows, text tokens,
+        width). Returns query's shape."""
         if _WITNESS in extra_options:
             extra_options[_WITNESS].append(self)
         if self.overlaid:
@@ -114,8 +114,8 @@ class AttentionPatch:
         return self._copy(previous=late, overlaid=True)
 
     def add(self, callback: Callable[..., Tensor], **kwargs: Any) -> None:
-        """Stack a foreign term onto this slot: `callback(out, q, k, v, extra_options, **kwargs)`
-        returns a delta.
+        """Stack a foreign term onto this slot: `callback(out, q, k, v, extra_options,
+        **kwargs)` returns a delta.
 
         The de facto protocol of IP-Adapter, InstantID and PuLID packs, which call it on an occupied
         slot. The term acts while `sigma_end <= sigma <= sigma_start` of its kwargs.

@@ -1,5 +1,5 @@
-"""Fold weights, scaling rules and swaps into keys and values, once, so that attention knows none of
-them."""
+"""Fold weights, scaling rules and swaps into keys and values, once, so that attention
+knows none of them."""
 
 from __future__ import annotations
 

@@ -107,8 +107,8 @@ def _gather(
 
 
 def _pick(tensor: Tensor, items: Sequence[int], tokens: int) -> Tensor:
-    """Rows of the given items; fewer tokens are repeated, which leaves a softmax over whole copies
-    unchanged."""
+    """Rows of the given items; fewer tokens are repeated, which leaves a softmax
+    over whole copies unchanged."""
     rows = tensor[[min(item, tensor.shape[0] - 1) for item in items]]
     if rows.shape[1] == tokens:
         return rows

@@ -1,5 +1,5 @@
-"""Where in the picture each reference acted: maps of the image attention, recorded while
-sampling."""
+"""Where in the picture each reference acted: maps of the image
+attention, recorded while sampling."""
 
 from __future__ import annotations
 
@@ -114,8 +114,7 @@ class AttentionRecord:
         if not self._sums:
             raise Problem.WRONG_INPUT(
                 "Nothing was recorded: sample with the MODEL that IPAdapter Record Attention "
-                "gives, "
-                "and connect the picture of that sampling to IPAdapter Attention Map."
+                "gives, and connect the picture of that sampling to IPAdapter Attention Map."
             )
         maps = torch.cat([total.float().cpu() for total in self._sums.values()])
         return maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)

@@ -37,8 +37,10 @@ _WARNED = "warned that a mask cannot be placed"
 
 
 def check_mask(mask: Tensor) -> Tensor:
-    """Return a mask as (masks, height, width), float, finite, clamped to 0..1. ValueError for
-    anything else."""
+    """Return a mask as (masks, height, width), float, finite, clamped to 0..1.
+
+    ValueError for anything else.
+    """
     if mask.ndim == 2:
         mask = mask.unsqueeze(0)
     if mask.ndim == 4 and 1 in (mask.shape[1], mask.shape[-1]):
@@ -103,8 +105,8 @@ def _sample_grid(crop: Crop, height: int, width: int) -> Tensor:
 
 
 def block_grid(length: int, extra: Extra) -> tuple[int, int]:
-    """Height and width of a block's grid: the host's `activations_shape`, else from the latent's
-    aspect."""
+    """Height and width of a block's grid: the host's `activations_shape`, else
+    from the latent's aspect."""
     shape = extra.get("activations_shape")
     if shape is not None and shape[-2] * shape[-1] == length:
         return int(shape[-2]), int(shape[-1])

@@ -93,8 +93,8 @@ class CallState:
 
     @classmethod
     def from_extra(cls, extra: Extra, count: int) -> CallState:
-        """State of a caller that runs the model without the host seam: by `cond_or_uncond` alone,
-        else all cond."""
+        """State of a caller that runs the model without the host seam: by `cond_or_uncond`
+        alone, else all cond."""
         flags = tuple(index == 0 for index in extra.get("cond_or_uncond") or (0,))
         chunk = max(count // len(flags), 1)
         return cls(flags, items_of(extra, chunk), count, extra.get("sigmas"))

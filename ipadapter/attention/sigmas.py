@@ -1,5 +1,5 @@
-"""When an adapter acts: a range of the sampling, in percent for people and in sigma for the
-sampler."""
+"""When an adapter acts: a range of the sampling, in percent for people and in
+sigma for the sampler."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class SigmaRange:
 
     @property
     def always(self) -> bool:
-        """True if no sigma of a sampling lies outside: the sigma then need not be read from the
-        device."""
+        """True if no sigma of a sampling lies outside: the sigma then need not be
+        read from the device."""
         return self.end <= 0.0 and self.start >= 1e6
 
     def contains(self, sigma: float | None) -> bool:
@@ -34,8 +34,8 @@ ALWAYS = SigmaRange()
 def sigma_range(
     start_at: float, end_at: float, percent_to_sigma: Callable[[float], float]
 ) -> SigmaRange:
-    """Convert the widgets `start_at` and `end_at` (0..1 of the sampling) by the model's own noise
-    schedule."""
+    """Convert the widgets `start_at` and `end_at` (0..1 of the sampling) by the
+    model's own noise schedule."""
     for name, value in (("start_at", start_at), ("end_at", end_at)):
         if not 0.0 <= value <= 1.0:
             raise Problem.BAD_VALUE(
@@ -44,8 +44,6 @@ def sigma_range(
     if start_at > end_at:
         raise Problem.BAD_VALUE(
             f"start_at {start_at} lies after end_at {end_at}: the adapter would never act. Swap "
-            f"the "
-            f""
-            f"two values."
+            "the two values."
         )
     return SigmaRange(float(percent_to_sigma(start_at)), float(percent_to_sigma(end_at)))

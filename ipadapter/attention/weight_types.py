@@ -136,8 +136,8 @@ def _weak(*names: str) -> _Rule:
 
 
 def _swapped(weight: float) -> LayerRule:
-    """The image goes to the uncond rows and nothing to the cond rows: guidance then pushes away
-    from it."""
+    """The image goes to the uncond rows and nothing to the cond rows: guidance then
+    pushes away from it."""
     return LayerRule(weight, cond=Source.ZERO, uncond=Source.IMAGE)
 
 

@@ -35,8 +35,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class StyleLayers:
-    """Blocks that carry style and composition (InstantStyle, arXiv 2404.02733; SD1.5 as found by
-    its users)."""
+    """Blocks that carry style and composition (InstantStyle, arXiv 2404.02733; SD1.5 as
+    found by its users)."""
 
     style: frozenset[tuple[str, int]]
     composition: Mapping[tuple[str, int], float] = field(default_factory=dict)
@@ -60,8 +60,8 @@ class Layout:
         return len({layer.transformer for layer in self.layers})
 
     def check(self, widths: Sequence[int], token_dim: int, adapter: str, base: str) -> None:
-        """Raise ValueError unless an adapter with these layer widths and token width fits this
-        UNet.
+        """Raise ValueError unless an adapter with these layer widths and token
+        width fits this UNet.
 
         adapter, base: its file name and the base that it was made for, for the message.
         """

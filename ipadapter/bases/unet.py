@@ -25,8 +25,8 @@ def unet_layout(layers: Sequence[Layer], context_dim: int) -> Layout:
 
 
 def _style_layers(layers: Sequence[Layer]) -> StyleLayers:
-    """Style and composition blocks: SDXL's, SD1.5's, else the last input block against all
-    outputs."""
+    """Style and composition blocks: SDXL's, SD1.5's, else the last input
+    block against all outputs."""
     blocks = {layer.block[:2] for layer in layers}
     if {("input", 8), ("output", 1)} <= blocks and ("input", 1) not in blocks:
         return _SDXL_STYLE

@@ -140,9 +140,8 @@ def _begins_safetensors(head: bytes) -> bool:
 
 
 def flatten(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
-    """Nested dicts of tensors as one dict with dotted keys; values that are no tensors are left
-    out.
-    """
+    """Nested dicts of tensors as one dict with dotted keys; values that are no
+    tensors are left out."""
     flat: dict[str, torch.Tensor] = {}
     for key, value in state.items():
         if isinstance(value, torch.Tensor):
@@ -173,9 +172,8 @@ def _open_safetensors(path: Path) -> TensorFile:
 
 
 def _safetensors_header(path: Path) -> dict[str, Any]:
-    """The checked JSON header: every entry has a shape, a dtype and offsets that fit each other and
-    the file.
-    """
+    """The checked JSON header: every entry has a shape, a dtype and offsets that fit each
+    other and the file."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         prefix = stream.read(8)

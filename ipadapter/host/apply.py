@@ -33,8 +33,10 @@ class ApplyRange:
 
 
 def run(request: Request) -> ModelPatcher:
-    """What an Apply node does. Raises ValueError where adapter, MODEL, encoder and inputs do not
-    fit."""
+    """What an Apply node does.
+
+    Raises ValueError where adapter, MODEL, encoder and inputs do not fit.
+    """
     return install(_model(request), injections_of(request))
 
 

@@ -20,7 +20,7 @@ def kept_device() -> torch.device:
 
 
 def kept_dtype(model: ModelPatcher) -> torch.dtype:
-    """The precision that a MODEL computes in: its manual cast, else its own; half where that is
-    quantised."""
+    """The precision that a MODEL computes in: its manual cast, else its own; half
+    where that is quantised."""
     dtype = getattr(model.model, "manual_cast_dtype", None) or model.model_dtype()
     return dtype if dtype in _KEPT else torch.float16

@@ -153,8 +153,8 @@ def check_encoder(clip_vision: Any, adapter: str, spec: AdapterSpec) -> None:
 
 
 def _why_not(clip_vision: Any, spec: AdapterSpec) -> str:
-    """What tells, before anything is encoded, that an encoder is not an adapter's; empty if
-    nothing does."""
+    """What tells, before anything is encoded, that an encoder is not an adapter's;
+    empty if nothing does."""
     # Set by this pack's loaders; the host fills a missing projection with uninitialised numbers.
     headless = not getattr(clip_vision, "has_projection", True)
     if spec.embed_source is EmbedSource.POOLED and headless:
@@ -178,8 +178,7 @@ def encode(clip_vision: Any, images: Tensor, source: EmbedSource, batch_size: in
     if images.ndim != 4 or 0 in images.shape:
         raise Problem.BAD_PICTURE(
             f"The reference image batch has shape {tuple(images.shape)}: expected (images, height, "
-            f"width, 3) with at "
-            "least one image. Connect an IMAGE output that holds a picture."
+            "width, 3) with at least one image. Connect an IMAGE output that holds a picture."
         )
     parts = []
     for chunk in images.split(batch_size or _CHUNK):

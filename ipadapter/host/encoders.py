@@ -1,5 +1,5 @@
-"""Loading image encoders: the host's own way where it knows the size, else by the model's
-configuration."""
+"""Loading image encoders: the host's own way where it knows the size, else
+by the model's configuration."""
 
 from __future__ import annotations
 
@@ -84,8 +84,10 @@ def encoder_stamp(path: Path) -> tuple[str, int, int]:
 
 
 def load_encoder(path: Path) -> ClipVisionModel:
-    """Open an image encoder; one that is in use already is shared. ValueError if the file is no
-    encoder."""
+    """Open an image encoder; one that is in use already is shared.
+
+    ValueError if the file is no encoder.
+    """
     key = encoder_stamp(path)
     encoder = _LOADED.get(key)
     if encoder is None:
@@ -107,8 +109,10 @@ def _weights_of(path: Path) -> Path:
 
 
 def _open(path: Path, weights: Path) -> ClipVisionModel:
-    """An encoder from its folder or file. What is wrong with a file is said before the host reads
-    it."""
+    """An encoder from its folder or file.
+
+    What is wrong with a file is said before the host reads it.
+    """
     tensors = open_tensor_file(weights).tensors
     contents = contents_of(tensors, path.name)
     if contents.problem or contents.kind not in (Kind.CLIP_VISION, Kind.OPENCLIP):
@@ -149,8 +153,10 @@ def _built(
 
 
 def _own_config(path: Path, weights: Path, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The configuration that describes the weights. One that lies beside a single file may belong
-    to another."""
+    """The configuration that describes the weights.
+
+    One that lies beside a single file may belong to another.
+    """
     file = weights.with_name(_CONFIG)
     if not file.exists():
         return None

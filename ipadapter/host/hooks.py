@@ -17,8 +17,8 @@ from .slots import place, slots_of, with_slots
 
 
 class ImagePromptHook(comfy.hooks.TransformerOptionsHook):
-    """Adds an image prompt to the model calls of the conds that carry it, at its keyframes'
-    strength.
+    """Adds an image prompt to the model calls of the conds that carry it,
+    at its keyframes' strength.
 
     The host drops a hook's patches where the MODEL holds the same slot, so this one brings none: it
     puts a function among the options of its conds' calls, which chains over whatever holds the

@@ -46,8 +46,10 @@ def adapter_names() -> list[str]:
 
 
 def find(folder: str, name: str) -> Path:
-    """The path of a listed model file. Raises FileNotFoundError for anything that is not in the
-    list."""
+    """The path of a listed model file.
+
+    Raises FileNotFoundError for anything that is not in the list.
+    """
     path = (
         folder_paths.get_full_path(folder, name)
         if name in folder_paths.get_filename_list(folder)
@@ -57,8 +59,7 @@ def find(folder: str, name: str) -> Path:
         folders = ", ".join(folder_paths.get_folder_paths(folder))
         raise Problem.FILE_MISSING(
             f"{name} is not in the {folder} folder ({folders}). Put the file there and press R to "
-            f"refresh the lists, "
-            "or pick another.",
+            "refresh the lists, or pick another.",
             FileNotFoundError,
         )
     return Path(path)
@@ -80,8 +81,8 @@ LORAS = "loras"
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """What a unified loader gives: the MODEL (with a LoRA where the adapter has one), the adapter,
-    and notes."""
+    """What a unified loader gives: the MODEL (with a LoRA where the adapter has one),
+    the adapter, and notes."""
 
     model: ModelPatcher
     pipeline: LoadedAdapter
@@ -109,8 +110,10 @@ def model_folders() -> Folders:
 
 
 def load_preset(model: ModelPatcher, preset: str, lora_strength: float = 0.0) -> Loaded:
-    """Find and open what a preset means for this MODEL. The MODEL is patched with the adapter's
-    LoRA, if any."""
+    """Find and open what a preset means for this MODEL.
+
+    The MODEL is patched with the adapter's LoRA, if any.
+    """
     layout = layout_of(model)  # a MODEL without cross-attention is refused here, with the reason
     base = model_facts(model).base_name or layout.name
     folders = model_folders()
@@ -142,8 +145,8 @@ def load_face_preset(
 
 
 def with_lora(model: ModelPatcher, chosen: Choice, strength: float) -> ModelPatcher:
-    """The MODEL with the LoRA that belongs to a FaceID adapter: its file, else the one inside the
-    adapter."""
+    """The MODEL with the LoRA that belongs to a FaceID adapter: its file, else the
+    one inside the adapter."""
     if strength == 0:
         return model
     if chosen.lora is not None:

@@ -31,8 +31,9 @@ SHOWN = 20
 
 @dataclass(frozen=True)
 class Choice:
-    """The files for a preset on a base. `encoder` is None where the family takes no image
-    encoder.
+    """The files for a preset on a base.
+
+    `encoder` is None where the family takes no image encoder.
     """
 
     adapter: FoundFile
@@ -110,9 +111,8 @@ def encoder_source(spec: AdapterSpec) -> EncoderSource | None:
 def find_lora(
     adapter: FoundFile, spec: AdapterSpec, official: str, loras: Listing
 ) -> FoundFile | None:
-    """The LoRA that belongs to a FaceID adapter: by name if one is so named, else by its
-    weights.
-    """
+    """The LoRA that belongs to a FaceID adapter: by name if one is so named,
+    else by its weights."""
     own = Path(adapter.name).stem + "_lora"
     stems = {letters(own), letters(Path(official).stem) if official else letters(own)}
     for file in loras:

@@ -1,6 +1,5 @@
-"""The unified loaders' presets as data: what each needs on each base, and where the file is
-found.
-"""
+"""The unified loaders' presets as data: what each needs on each base, and where
+the file is found."""
 
 from __future__ import annotations
 
@@ -208,8 +207,8 @@ def letters(name: str) -> str:
 
 
 def variant_of(spec: AdapterSpec, name: str) -> Variant | None:
-    """The variant that a file name tells for an adapter of this family; None if it tells
-    nothing."""
+    """The variant that a file name tells for an adapter of this family; None
+    if it tells nothing."""
     text = letters(name)
     if spec.family not in _NAMED:
         return Variant.ANY

@@ -28,9 +28,8 @@ class EncoderFacts:
     hidden: int
     """Width of the hidden states."""
     projected: int
-    """Width of image_embeds; 0 if the file has no projection, so that it cannot give
-    image_embeds.
-    """
+    """Width of image_embeds; 0 if the file has no projection, so that
+    it cannot give image_embeds."""
     image_size: int
     patch: int
     openclip: bool

@@ -1,5 +1,5 @@
-"""What the Apply nodes share: their inputs are the fields of a Request, and executing is one
-call."""
+"""What the Apply nodes share: their inputs are the fields of a Request, and
+executing is one call."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class ApplyNode(io.ComfyNode):
         *given: io.Input,
         category: str = "ipadapter",
     ) -> io.Schema:
-        """The schema of a node with these inputs after `model` and `ipadapter`, and a MODEL
-        output."""
+        """The schema of a node with these inputs after `model` and `ipadapter`,
+        and a MODEL output."""
         return io.Schema(
             node_id=node_id,
             display_name=display_name,

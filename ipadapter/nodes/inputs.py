@@ -1,5 +1,7 @@
-"""Inputs that several nodes share, each described once. Names, order, ranges and defaults are the
-de facto ones."""
+"""Inputs that several nodes share, each described once.
+
+Names, order, ranges and defaults are the de facto ones.
+"""
 
 from __future__ import annotations
 
@@ -196,8 +198,8 @@ def enhance(ratio: float) -> list[io.Input]:
 
 
 def check_choice(value: str, options: Sequence[str], name: str) -> str:
-    """Refuse a string that is not in a widget's list: older hosts do not check what a client
-    sends."""
+    """Refuse a string that is not in a widget's list: older hosts do not check
+    what a client sends."""
     if value not in options:
         raise Problem.BAD_VALUE(
             f"{name} is {value!r}: expected one of {', '.join(map(repr, options))}."

@@ -20,8 +20,10 @@ from .base import ApplyNode
 
 
 def tile_masks(tiles: Tiles, mask: Tensor | None) -> Tensor:
-    """Where each tile acts: its rectangle, within the attention mask where there is one. (tiles, H,
-    W)."""
+    """Where each tile acts: its rectangle, within the attention mask where there is one.
+
+    (tiles, H, W).
+    """
     if mask is None:
         return tiles.masks
     area = check_mask(mask)[:1]
@@ -31,8 +33,10 @@ def tile_masks(tiles: Tiles, mask: Tensor | None) -> Tensor:
 
 
 def run_tiled(request: Request, sharpening: float) -> tuple[Any, Tensor, Tensor]:
-    """Patch one adapter per tile, each in its own part of the picture. Returns MODEL, tiles,
-    masks."""
+    """Patch one adapter per tile, each in its own part of the picture.
+
+    Returns MODEL, tiles, masks.
+    """
     tiles = tile_image(require_picture(request.image), sharpening=sharpening)
     masks = tile_masks(tiles, request.attn_mask)
     for tile, mask in zip(tiles.tiles, masks, strict=True):

@@ -183,8 +183,8 @@ def crop_loss(height: int, width: int) -> CropLoss | None:
 
 
 def crop_warning(image: Tensor, threshold: float = 0.25, name: str = "image") -> str:
-    """What to say when the centre crop of (batch, height, width, channels) loses a lot, else
-    nothing."""
+    """What to say when the centre crop of (batch, height, width, channels) loses
+    a lot, else nothing."""
     height, width = image.shape[1:3]
     loss = crop_loss(height, width)
     if loss is None or loss.fraction < threshold:
@@ -202,8 +202,8 @@ def warn_crop_loss(image: Tensor, name: str = "image") -> None:
 
 
 def blank_outside(image: Tensor, mask: Tensor | None) -> Tensor:
-    """Fill (batch, height, width, channels) outside a (masks, height, width) mask with CLIP's mean
-    colour.
+    """Fill (batch, height, width, channels) outside a (masks, height, width) mask
+    with CLIP's mean colour.
 
     That colour is zero after the encoder's normalisation, so the blank part says nothing. Mask i
     belongs to image i, the last one to all later images; a mask of another size is resized.

@@ -103,8 +103,8 @@ class NoiseSchedule:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """The random choices of one batch: numbers of the samples, drops, timesteps, (n,) each, and the
-    noise."""
+    """The random choices of one batch: numbers of the samples, drops, timesteps, (n,)
+    each, and the noise."""
 
     samples: Tensor
     drop_image: Tensor

@@ -179,8 +179,8 @@ class Trainer:
         )
 
     def restore(self, state: TrainState) -> None:
-        """Go on where `state` was taken; same data and settings give the same weights, bit for bit
-        on a CPU."""
+        """Go on where `state` was taken; same data and settings give the same weights, bit for
+        bit on a CPU."""
         _check_fits(state.weights, dict(self._named()))
         _check_queue(state.queue, len(self.samples))
         for name, parameter in self._named():

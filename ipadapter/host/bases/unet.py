@@ -30,16 +30,14 @@ def read_layout(model: ModelPatcher) -> Layout:
     if not found:
         raise Problem.UNSUPPORTED(
             f"This MODEL ({type(model.model).__name__}, {type(unet).__name__}) has no UNet "
-            f"cross-attention, so an "
-            "IP-Adapter for Stable Diffusion cannot act on it. Load an SD1.5, SD2 or SDXL "
-            "checkpoint."
+            "cross-attention, so an IP-Adapter for Stable Diffusion cannot act on it. Load an "
+            "SD1.5, SD2 or SDXL checkpoint."
         )
     if any(isinstance(transformer, SpatialVideoTransformer) for _, _, transformer in found):
         raise Problem.UNSUPPORTED(
             f"This MODEL ({type(model.model).__name__}) is a video UNet, whose time layers share "
-            f"the attention slots of its "
-            "picture layers; IP-Adapters are not made for it. Load an SD1.5, SD2 or SDXL "
-            "checkpoint."
+            "the attention slots of its picture layers; IP-Adapters are not made for it. Load an "
+            "SD1.5, SD2 or SDXL checkpoint."
         )
     order = {id(transformer): t for t, (_, _, transformer) in enumerate(found)}
     layers, context_dim = [], 0
@@ -94,8 +92,8 @@ def install(model: ModelPatcher, injections: Mapping[Layer, Injection]) -> Model
 
 
 def fork_patches(_model: ModelPatcher, clone: ModelPatcher) -> None:
-    """ON_CLONE: give the clone patches of its own, so that a pack that stacks onto them reaches
-    only the clone."""
+    """ON_CLONE: give the clone patches of its own, so that a pack that stacks onto them
+    reaches only the clone."""
     options = clone.model_options["transformer_options"]
     forks: dict[int, AttentionPatch] = {}
 

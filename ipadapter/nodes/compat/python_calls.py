@@ -1,5 +1,5 @@
-"""Calls from Python: other packs and exported scripts call these node classes directly, as in
-`NODE_CLASS_MAPPINGS["IPAdapterAdvanced"]().apply_ipadapter(model, ipadapter, ...)`.
+"""Calls from Python: other packs and exported scripts call these node classes directly, as
+in `NODE_CLASS_MAPPINGS["IPAdapterAdvanced"]().apply_ipadapter(model, ipadapter, ...)`.
 
 Method names, argument order and the number of results are those that the callers use.
 """
