@@ -1,13 +1,14 @@
 """What sits in a block's attn2 slot while a patched MODEL samples.
 
-A patch is plain and immutable: keys and values per adapter, a sigma range, a mask. It chains over
+A patch is plain and immutable: keys and values per adapter, a range, a mask. It chains over
 whatever held the slot before. What changes during a sampling (sigma, which rows are cond, copies on
 the device) is in the call's own state, never in the patch, so clones may share it freely.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,31 +16,37 @@ import torch
 from torch import Tensor
 
 from .injection import Injection, Recorder, inject
-from .rows import CALL_KEY, CallState, Extra
-from .sigmas import ALWAYS, SigmaRange
+from .rows import CallState, Extra
 
-_WITNESS = "ip_adapter_witness"  # where a patch notes that what it wraps has called a patch itself
+# Where a patch asks what it wraps to note the terms that patches of ours inside it have added.
+_DONE = "ip_adapter_done"
+_OVERRIDE = "optimized_attention_override"
 
 Replacement = Callable[[Tensor, Tensor, Tensor, Extra], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class StackedCallback:
-    """A term that another pack stacked onto our slot with `.add`, and when it acts: other packs
-    leave that test to the slot's owner."""
+    """A term that another pack stacked onto our slot with `.add`, and the noise levels at which it
+    acts, both ends included: other packs leave that test to the slot's owner."""
 
     callback: Callable[..., Tensor]
     kwargs: Mapping[str, Any]
-    sigmas: SigmaRange
+    start: float
+    end: float
 
     def acts(self, call: CallState) -> bool:
         """True unless the call's noise level lies outside the range."""
-        return self.sigmas.always or self.sigmas.contains(call.sigma)
+        always = self.end <= 0.0 and self.start >= 1e6
+        return always or call.sigma is None or self.end <= call.sigma <= self.start
+
+
+Term = Injection | StackedCallback
 
 
 class AttentionPatch:
-    """Callable for a block's attn2 slot: what held the slot before, plus the image
-    attention of each injection."""
+    """Callable for a block's attn2 slot: what held the slot before, plus the image attention
+    of each injection."""
 
     def __init__(
         self,
@@ -48,35 +55,28 @@ class AttentionPatch:
         previous: Replacement | None = None,
         stacked: Sequence[StackedCallback] = (),
         *,
-        overlaid: bool = False,
         recorder: Recorder | None = None,
     ) -> None:
         """attention: the host's own cross-attention, used where nothing held the slot
-        (`previous`). overlaid: `previous` came later and may call a patch of ours itself.
-        recorder: is shown every injection as it acts."""
+        (`previous`). recorder: is shown every injection as it acts."""
         self.attention = attention
         self.injections = tuple(injections)
         self.previous = previous
         self.stacked = list(stacked)
-        self.overlaid = overlaid
         self.recorder = recorder
 
     @torch.compiler.disable()
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, extra_options: Extra) -> Tensor:
-        """query: (rows, length, width); key, value: (rows, text tokens,
-        width). Returns query's shape."""
-        if _WITNESS in extra_options:
-            extra_options[_WITNESS].append(self)
-        if self.overlaid:
-            witness: list[AttentionPatch] = []
-            extra_options = {**extra_options, _WITNESS: witness}
-        base = (self.previous or self.attention)(query, key, value, extra_options)
-        if self.overlaid and witness:
-            return base
-        call = extra_options.get(CALL_KEY) or CallState.from_extra(extra_options, query.shape[0])
-        owned = self.previous is None
+        """query: (rows, length, width); key, value: (rows, text tokens, width). Returns query's
+        shape."""
+        done: list[Term] = []
+        # What came after us may have kept our patch and call it: each term acts once.
+        inner = {**extra_options, _DONE: done} if self.previous else extra_options
+        base = (self.previous or self.attention)(query, key, value, inner)
+        call = CallState.of_block(extra_options, query.shape[0])
+        owned = self.previous is None and call.fresh and _OVERRIDE not in extra_options
         for injection in self.injections:
-            if injection.acts(call):
+            if injection not in done and injection.acts(call):
                 if self.recorder is not None:
                     self.recorder(injection, query, extra_options, call)
                 base = inject(
@@ -84,8 +84,10 @@ class AttentionPatch:
                 )
                 owned = True
         for term in self.stacked:
-            if term.acts(call):
+            if term not in done and term.acts(call):
                 base = base + term.callback(base, query, key, value, extra_options, **term.kwargs)
+        if _DONE in extra_options:
+            extra_options[_DONE].extend((*done, *self.injections, *self.stacked))
         return base
 
     def with_injection(self, injection: Injection) -> AttentionPatch:
@@ -109,9 +111,16 @@ class AttentionPatch:
         }
         return AttentionPatch(self.attention, **{**fields, **changes})
 
-    def over(self, late: Replacement) -> AttentionPatch:
-        """The same terms on top of what took the slot later; none if that calls our patch."""
-        return self._copy(previous=late, overlaid=True)
+    def over(self, late: Replacement | None) -> AttentionPatch:
+        """The same terms on top of what took the slot later."""
+        return self._copy(previous=late)
+
+    def joined(self, other: AttentionPatch) -> AttentionPatch:
+        """The terms of both, each once, on top of what this one is on."""
+        return self._copy(
+            injections=_each_once((*self.injections, *other.injections)),
+            stacked=_each_once((*self.stacked, *other.stacked)),
+        )
 
     def add(self, callback: Callable[..., Tensor], **kwargs: Any) -> None:
         """Stack a foreign term onto this slot: `callback(out, q, k, v, extra_options,
@@ -120,10 +129,8 @@ class AttentionPatch:
         The de facto protocol of IP-Adapter, InstantID and PuLID packs, which call it on an occupied
         slot. The term acts while `sigma_end <= sigma <= sigma_start` of its kwargs.
         """
-        sigmas = SigmaRange(
-            float(kwargs.get("sigma_start", ALWAYS.start)), float(kwargs.get("sigma_end", 0.0))
-        )
-        self.stacked.append(StackedCallback(callback, kwargs, sigmas))
+        start, end = kwargs.get("sigma_start", math.inf), kwargs.get("sigma_end", 0.0)
+        self.stacked.append(StackedCallback(callback, kwargs, float(start), float(end)))
 
     def to(self, device_or_dtype: Any) -> AttentionPatch:
         """The host's memory management calls this. Our keys and values follow the query instead;
@@ -154,3 +161,7 @@ class AttentionPatch:
     def __deepcopy__(self, memo: dict) -> AttentionPatch:
         """Older hosts deep-copy model options on every clone; immutable content needs no copy."""
         return self
+
+
+def _each_once(terms: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(terms))

@@ -13,7 +13,7 @@ from .decoupled import add_image_attention
 from .folding import KeyValue, LayerKeyValue
 from .mask import Factor, block_grid, mask_rows, warn_unplaced
 from .rows import CallState, Extra, Rows
-from .sigmas import ALWAYS, SigmaRange
+from .sigmas import ALWAYS, WHOLE_RUN, PercentRange, SigmaRange
 
 Recorder = Callable[["Injection", Tensor, Extra, CallState], None]
 
@@ -22,13 +22,16 @@ Recorder = Callable[["Injection", Tensor, Extra, CallState], None]
 class Injection:
     """One adapter in one block.
 
-    layer: keys and values with everything folded in. mask: (masks, H, W) or None; mask i belongs to
-    latent i, the last one to all later latents. With one item the prompt serves the whole batch;
-    with n, item i serves latent i, the last one all later latents. strength: of the whole term, for
-    strengths that change from step to step. images: reference pictures that share the tokens.
+    layer: keys and values with everything folded in. span: the part of the sampling in which it
+    acts; sigmas: the same in the schedule that the MODEL had at Apply, for callers who tell none.
+    mask: (masks, H, W) or None; mask i belongs to latent i, the last one to all later latents. With
+    one item the prompt serves the whole batch; with n, item i serves latent i, the last one all
+    later latents. strength: of the whole term, for strengths that change from step to step. images:
+    reference pictures that share the tokens.
     """
 
     layer: LayerKeyValue
+    span: PercentRange = WHOLE_RUN
     sigmas: SigmaRange = ALWAYS
     mask: Tensor | None = None
     strength: float = 1.0
@@ -42,7 +45,9 @@ class Injection:
 
     def acts(self, call: CallState) -> bool:
         """True unless the call's noise level lies outside the range."""
-        return self.sigmas.always or self.sigmas.contains(call.sigma)
+        if self.span.always and self.sigmas.always:
+            return True
+        return call.range_of(self.span, self.sigmas).contains(call.sigma)
 
     def with_strength(self, strength: float) -> Injection:
         """The same at another strength; device copies of keys and values stay shared."""

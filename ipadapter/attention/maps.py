@@ -79,7 +79,7 @@ class AttentionRecord:
         grid = functional.interpolate(
             maps.unflatten(-1, (height, width)), size=tuple(original[-2:]), mode="bilinear"
         ).mean(0)
-        key = (injection.images, id(injection.mask), injection.sigmas)
+        key = (injection.images, id(injection.mask), injection.span)
         self._sums[key] = self._sums[key] + grid if key in self._sums else grid
 
     def _maps(self, injection: Injection, query: Tensor, extra: Extra, call: CallState) -> Tensor:

@@ -3,14 +3,22 @@ part of the picture they are, and how noisy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+import logging
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-CALL_KEY = "ip_adapter_call"  # where the host seam puts a CallState among the transformer options
+from .sigmas import PercentRange, SigmaRange
+
+# Where the host seam puts the state of a model call, and that of a sampling run, among the
+# transformer options.
+CALL_KEY = "ip_adapter_call"
+RUN_KEY = "ip_adapter_run"
+
+logger = logging.getLogger("ipadapter")
 
 Extra = Mapping[str, Any]
 
@@ -44,6 +52,8 @@ class CallState:
     given, if known. sigmas: noise levels, on the device. crops: per chunk the part of the picture
     that it shows, None for the whole of it; `placed` is False if the host does not tell.
     prepared: device copies of keys, values and masks, alive for one sampling run.
+    percent_to_sigma: the noise schedule of the MODEL that samples; None if it is not known.
+    fresh: whether the host's own attention makes a tensor that nobody else holds.
     """
 
     is_cond: tuple[bool, ...]
@@ -53,12 +63,24 @@ class CallState:
     crops: tuple[Crop | None, ...] = ()
     placed: bool = True
     prepared: MutableMapping[Any, Any] = field(default_factory=dict)
+    percent_to_sigma: Callable[[float], float] | None = None
+    fresh: bool = False
     _rows: dict[int, Rows] = field(default_factory=dict, init=False)
 
     @cached_property
     def sigma(self) -> float | None:
         """Noise level. Read from the device when first asked for, so at most once per call."""
         return None if self.sigmas is None else float(self.sigmas.flatten()[0])
+
+    def range_of(self, span: PercentRange, usual: SigmaRange) -> SigmaRange:
+        """A range in the noise schedule that samples; `usual` where that is not known."""
+        if self.percent_to_sigma is None:
+            return usual
+        slot = (span, self.percent_to_sigma)
+        found = self.prepared.get(slot)
+        if found is None:
+            found = self.prepared[slot] = span.resolved(self.percent_to_sigma)
+        return found
 
     def rows(self, count: int) -> Rows:
         """The make-up of a block's batch of `count` rows."""
@@ -92,6 +114,16 @@ class CallState:
         return Rows(_repeat(self.is_cond, repeats), self.items, _repeat(crops, repeats))
 
     @classmethod
+    def of_block(cls, extra: Extra, count: int) -> CallState:
+        """The state that the host seam put among a block's options; where a caller went past the
+        model's own call, that of the sampling run, or else what the options tell."""
+        known = extra.get(CALL_KEY)
+        if known is not None:
+            return known
+        run = extra.get(RUN_KEY)
+        return cls.from_extra(extra, count) if run is None else run.call_state(extra, count)
+
+    @classmethod
     def from_extra(cls, extra: Extra, count: int) -> CallState:
         """State of a caller that runs the model without the host seam: by `cond_or_uncond`
         alone, else all cond."""
@@ -111,12 +143,32 @@ def _repeat(values: tuple[Any, ...], times: list[int]) -> tuple[Any, ...]:
 def items_of(extra: Extra, chunk: int) -> tuple[int, ...]:
     """Which latents of the whole batch the rows of one chunk are.
 
-    Core context windows name them in `context_window.index_list`, AnimateDiff-Evolved in
-    `ad_params["sub_idxs"]`.
+    Core context windows name them in `context_window.index_list`, with a frame before them in
+    `causal_anchor_index` where one is put there; AnimateDiff-Evolved in `ad_params["sub_idxs"]`.
     """
-    window = getattr(extra.get("context_window"), "index_list", None)
-    if window is None:
-        window = (extra.get("ad_params") or {}).get("sub_idxs")
-    if window is not None and len(window) and chunk % len(window) == 0:
-        return tuple(int(i) for i in window) * (chunk // len(window))
-    return tuple(range(chunk))
+    window = extra.get("context_window")
+    if window is not None and getattr(window, "dim", 0) == 0:
+        named = list(getattr(window, "index_list", ()))
+        anchor = getattr(window, "causal_anchor_index", None)
+        if anchor is not None and anchor >= 0 and chunk % (len(named) + 1) == 0:
+            named = [anchor, *named]
+    else:
+        named = list((extra.get("ad_params") or {}).get("sub_idxs") or ())
+    if not named:
+        return tuple(range(chunk))
+    if chunk % len(named) == 0:
+        return tuple(int(i) for i in named) * (chunk // len(named))
+    _warn_unknown_items(len(named), chunk)
+    return tuple(int(named[i * len(named) // chunk]) for i in range(chunk))
+
+
+@lru_cache(maxsize=64)
+def _warn_unknown_items(named: int, chunk: int) -> None:
+    """Say once for each pair of numbers that frames may be taken for their neighbours."""
+    logger.warning(
+        "This sampling works on windows of a batch: it names %d latents and samples %d, so which "
+        "picture, weight and mask belongs to which latent can only be estimated. Use a window "
+        "without added frames for exact ones.",
+        named,
+        chunk,
+    )

@@ -14,7 +14,7 @@ from ..apply.prompt import TextProjection, image_prompt
 from ..apply.request import Request
 from ..attention.injection import Injection
 from ..attention.mask import check_mask
-from ..attention.sigmas import sigma_range
+from ..attention.sigmas import PercentRange
 from ..attention.weight_types import Weighting
 from ..bases.layout import Layer, Layout
 from ..errors import Problem
@@ -61,13 +61,13 @@ def fold_into(
     when: ApplyRange,
 ) -> dict[Layer, Injection]:
     """What a prompt adds to each layer of a MODEL that it acts on."""
-    sampling = model.get_model_object("model_sampling")
-    sigmas = sigma_range(when.start_at, when.end_at, sampling.percent_to_sigma)
+    span = PercentRange(when.start_at, when.end_at)
+    sigmas = span.resolved(model.get_model_object("model_sampling").percent_to_sigma)
     mask = None if when.mask is None else check_mask(when.mask)
     with torch.no_grad():
         folded = adapter.fold(layout, prompt, weighting, compute_device(), kept_dtype(model))
         return {
-            layer: Injection(kv.to(kept_device()), sigmas, mask, images=prompt.images)
+            layer: Injection(kv.to(kept_device()), span, sigmas, mask, images=prompt.images)
             for layer, kv in folded
         }
 

@@ -22,5 +22,6 @@ def kept_device() -> torch.device:
 def kept_dtype(model: ModelPatcher) -> torch.dtype:
     """The precision that a MODEL computes in: its manual cast, else its own; half
     where that is quantised."""
-    dtype = getattr(model.model, "manual_cast_dtype", None) or model.model_dtype()
+    # Asked of the MODEL: another branch's compute dtype may be in the shared network just now.
+    dtype = model.get_model_object("manual_cast_dtype") or model.model_dtype()
     return dtype if dtype in _KEPT else torch.float16

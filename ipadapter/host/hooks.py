@@ -25,6 +25,8 @@ class ImagePromptHook(comfy.hooks.TransformerOptionsHook):
     slots by then.
     """
 
+    is_image_prompt = True
+
     def __init__(self, injections: Mapping[Layer, Injection] | None = None) -> None:
         super().__init__(transformers_dict={}, hook_scope=comfy.hooks.EnumHookScope.HookedOnly)
         self.injections = injections or {}
@@ -63,7 +65,7 @@ def _patched(
     """Transformer options of one model call, with an image prompt on top."""
     slots = slots_of(options)
     scaled = {layer: one.with_strength(strength) for layer, one in injections.items()}
-    return with_slots(options, {**slots, **place(slots, scaled)})
+    return with_slots(options, {**slots, **place(slots, scaled, {})})
 
 
 def hook_group(

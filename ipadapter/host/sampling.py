@@ -1,15 +1,17 @@
-"""Which rows belong to the positive prompt, which part of the picture they show, and what time it
-is: found out once per run and once per model call.
+"""Which rows belong to the positive prompt, which part of the picture they show, and what time
+it is: found out once per run and once per model call.
 
 The host's `cond_or_uncond` misreports under SAG, PerpNeg and DualCFG, and its `uuids` repeat where
 it copies a cond to match an area. So each sampling run labels the conds of the sampler's own named
-lists, and each model call reads the labels of its rows.
+lists, each batch of conds tells which list has which number, and each model call reads the labels
+of its rows.
 """
 
 from __future__ import annotations
 
+import logging
 import uuid
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,18 +19,20 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..attention.rows import CALL_KEY, CallState, Crop, items_of
-from .slots import reclaim, slots_of, with_slots
+from ..attention.rows import CALL_KEY, RUN_KEY, CallState, Crop, Extra, items_of
+from .slots import attention_is_fresh, reclaim, slots_of, with_slots
+
+logger = logging.getLogger("ipadapter")
 
 WRAPPER_KEY = "ip_adapter"
-RUN_KEY = "ip_adapter_run"
 HOOKS_KEY = "ip_adapter_hooks"
 
 
 class Label(NamedTuple):
-    """What a sampler's cond is. area: (height, width, y, x) in latent pixels, or None for all."""
+    """What a sampler's cond is. is_cond: None where the sampler has no list called positive. area:
+    (height, width, y, x) in latent pixels, or None for all."""
 
-    is_cond: bool
+    is_cond: bool | None
     area: tuple[int, int, int, int] | None = None
 
 
@@ -36,28 +40,61 @@ class Label(NamedTuple):
 class RunState:
     """One sampling run.
 
-    labels: by cond id. size: height and width of the whole latents. prepared: device copies of keys
-    and values. prompted: the sigmas tensor of the last call that held a labelled positive cond.
+    labels: by cond id. size: height and width of the whole latents. percent_to_sigma: the noise
+    schedule of the MODEL that samples. prepared: device copies of keys and values. numbers: of the
+    batch of conds that is being evaluated, the number (`cond_or_uncond`) of each cond id; main: the
+    sigmas of the last batch with listed conds; extra: whether the present batch is another one of
+    the same step. called: whether the model's own call was used.
     """
 
     labels: Mapping[Any, Label]
     size: tuple[int, int]
+    percent_to_sigma: Callable[[float], float]
     prepared: dict[Any, Any] = field(default_factory=dict)
-    prompted: Tensor | None = None
+    numbers: dict[Any, int] = field(default_factory=dict)
+    main: Tensor | None = None
+    extra: bool = False
+    called: bool = False
 
-    def label(self, key: Any, index: int, sigmas: Tensor | None) -> Label:
-        """Label of one chunk of a call. index: the host's `cond_or_uncond`, which decides for conds
-        that the sampler does not list.
+    def begin_batch(self, conds: Sequence[Iterable[Mapping[str, Any]] | None], sigmas: Any) -> None:
+        """Note the numbers of a batch of conds, before the host evaluates it."""
+        ids = [(entry.get("uuid"), n) for n, given in enumerate(conds) for entry in given or ()]
+        self.numbers = dict(ids)
+        if any(key in self.labels for key, _ in ids):
+            self.main, self.extra = sigmas, False
+        else:
+            self.extra = self.main is sigmas
 
-        An unlisted cond that is evaluated by itself (so as number 0) after the positive ones of the
-        same step is an extra pass, as PerpNeg's empty prompt: no positive prompt.
+    def chunk_labels(self, ids: Sequence[Any], numbers: Sequence[int]) -> list[Label]:
+        """What each chunk of a call is. ids, numbers: the host's `uuids` and `cond_or_uncond`.
+
+        A wrapper that reorders or splits the chunks often leaves the ids as they were: where they
+        name the same conds in another order, or are not as many, the numbers decide. A wrapper
+        that makes several calls of one chunk each with the whole call's numbers cannot be told
+        from a batch of that size.
         """
+        known = [self.numbers.get(key, -1) for key in ids]
+        stale = len(ids) != len(numbers) or (
+            -1 not in known and known != list(numbers) and sorted(known) == sorted(numbers)
+        )
+        if stale:
+            return [self._by_number(number) for number in numbers]
+        return [self._by_id(key, number) for key, number in zip(ids, numbers, strict=True)]
+
+    def _by_id(self, key: Any, number: int) -> Label:
         label = self.labels.get(key)
-        if label is not None:
-            if label.is_cond:
-                self.prompted = sigmas
-            return label
-        return Label(index == 0 and (sigmas is None or self.prompted is not sigmas))
+        if label is None:
+            # A cond of no list, evaluated after the step's own ones, is an extra pass, as PerpNeg's
+            # empty prompt: no positive prompt.
+            return Label(number == 0 and not self.extra)
+        return label._replace(is_cond=number == 0) if label.is_cond is None else label
+
+    def _by_number(self, number: int) -> Label:
+        found = {self._by_id(key, n) for key, n in self.numbers.items() if n == number}
+        if len(found) == 1:
+            return found.pop()
+        kinds = {label.is_cond for label in found}
+        return Label(kinds.pop() if len(kinds) == 1 else number == 0)
 
     def crop(self, label: Label, height: int, width: int) -> tuple[Crop | None, bool]:
         """The part of the picture that latents of this size show, and whether it is known."""
@@ -73,26 +110,57 @@ class RunState:
         top, left = y / full_height, x / full_width
         return Crop(top, left, (y + tall) / full_height, (x + wide) / full_width), True
 
+    def call_state(self, options: Extra, rows: int) -> CallState:
+        """The state of one model call. rows: that the model, or a block, is given.
+
+        Reads nothing from the device.
+        """
+        sigmas: Tensor | None = options.get("sigmas")
+        numbers = options.get("cond_or_uncond") or (0,)
+        labels = self.chunk_labels(options.get("uuids") or (), numbers)
+        height, width = (options.get("original_shape") or self.size)[-2:]
+        crops = [self.crop(label, height, width) for label in labels]
+        return CallState(
+            tuple(bool(label.is_cond) for label in labels),
+            items_of(options, _chunk(options, rows)),
+            batch=rows,
+            sigmas=sigmas,
+            crops=tuple(crop for crop, _ in crops),
+            placed=all(known for _, known in crops),
+            prepared=self.prepared,
+            percent_to_sigma=self.percent_to_sigma,
+            fresh=attention_is_fresh(options),
+        )
+
     def __deepcopy__(self, memo: dict) -> RunState:
         """One state per run, however often the host copies its options."""
         return self
 
 
+def _chunk(options: Extra, rows: int) -> int:
+    """Rows of one chunk: as many as the host gave noise levels."""
+    sigmas: Tensor | None = options.get("sigmas")
+    numbers = options.get("cond_or_uncond") or (0,)
+    return max(rows // len(numbers), 1) if sigmas is None else sigmas.numel()
+
+
 def label_conds(
     conds: Mapping[str, Iterable[MutableMapping[str, Any]] | None],
 ) -> dict[Any, Label]:
-    """Give every cond of a sampler an id of its own; map it to whether its list is the positive
-    one, and to its area.
+    """Give every cond of a sampler an id of its own; map it to whether its list is the
+    positive one, and to its area.
 
     Conds that the host copied to match an area carry the id of the positive they were copied from.
     """
     labels: dict[Any, Label] = {}
+    named = "positive" in conds
     for name, entries in conds.items():
         for entry in entries or ():
             if entry.get("uuid") is None or entry["uuid"] in labels:
                 entry["uuid"] = uuid.uuid4()
             area = tuple(entry.get("area") or ())
-            labels[entry["uuid"]] = Label(name == "positive", area if len(area) == 4 else None)
+            is_cond = name == "positive" if named else None
+            labels[entry["uuid"]] = Label(is_cond, area if len(area) == 4 else None)
     return labels
 
 
@@ -107,7 +175,9 @@ def _label_run(
     **kwargs: Any,
 ) -> Any:
     """SAMPLER_SAMPLE wrapper: start a run's state."""
-    run = RunState(label_conds(guider.conds), (noise.shape[-2], noise.shape[-1]))
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    size = (noise.shape[-2], noise.shape[-1])
+    run = RunState(label_conds(guider.conds), size, sampling.percent_to_sigma)
     model_options = extra_args["model_options"]  # the host's copy, for this run only
     options = {**model_options.get("transformer_options", {}), RUN_KEY: run}
     ours = guider.model_patcher.get_attachment(WRAPPER_KEY)
@@ -118,6 +188,41 @@ def _label_run(
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
     finally:
         run.prepared.clear()
+        if not run.called and _has_hooks(guider.conds):
+            _warn_bypassed(model_options)
+
+
+def _has_hooks(conds: Mapping[str, Iterable[Mapping[str, Any]] | None]) -> bool:
+    """Whether a cond carries an image prompt of its own."""
+    groups = [entry.get("hooks") for entries in conds.values() for entry in entries or ()]
+    return any(
+        getattr(hook, "is_image_prompt", False)
+        for group in groups
+        for hook in getattr(group, "hooks", ())
+    )
+
+
+def _warn_bypassed(model_options: Mapping[str, Any]) -> None:
+    wrapper = model_options.get("model_function_wrapper")
+    name = getattr(wrapper, "__qualname__", type(wrapper).__name__)
+    where = getattr(wrapper, "__module__", None) or type(wrapper).__module__
+    logger.warning(
+        "IPAdapter Hook did nothing in this sampling: another node (%s of %s) runs the model "
+        "itself and goes past the host's hooks. Remove that node, or use an IPAdapter node on the "
+        "MODEL instead.",
+        name,
+        where,
+    )
+
+
+def _label_batch(
+    executor: Any, model: Any, conds: Any, x_in: Tensor, timestep: Any, options: Any
+) -> Any:
+    """CALC_COND_BATCH wrapper: which list has which number in this batch."""
+    run: RunState | None = options.get("transformer_options", {}).get(RUN_KEY)
+    if run is not None:
+        run.begin_batch(conds, timestep)
+    return executor(model, conds, x_in, timestep, options)
 
 
 # What the host's apply_model takes after the latents, in order; other packs' wrappers may name it.
@@ -129,40 +234,36 @@ def _label_call(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """APPLY_MODEL wrapper: what is the same for all blocks of this call."""
     given = [*args, *(kwargs.pop(name, None) for name in _APPLY_MODEL[len(args) :])]
     options = dict(given[_OPTIONS] or {})
-    options[CALL_KEY] = call_state(options, x)
+    options[CALL_KEY] = _call_state(options, x, executor)
     for hooked in options.pop(HOOKS_KEY, ()):
         options = hooked(options)
     given[_OPTIONS] = options
     return executor(x, *given, **kwargs)
 
 
-def call_state(options: Mapping[str, Any], x: Tensor) -> CallState:
-    """Labels, latents and places of one model call's rows. x: the latents that the model is given.
-
-    Reads nothing from the device.
-    """
+def _call_state(options: Mapping[str, Any], x: Tensor, executor: Any) -> CallState:
+    """x: the latents that the model is given. Without a run, the model that is called tells its
+    noise schedule, and the host's numbers which chunk is which."""
     run: RunState | None = options.get(RUN_KEY)
-    sigmas: Tensor | None = options.get("sigmas")
-    indices = options.get("cond_or_uncond") or (0,)
-    ids = options.get("uuids") or ()
-    if run is None or len(ids) != len(indices):
-        ids = (None,) * len(indices)
-    chunk = max(x.shape[0] // len(indices), 1) if sigmas is None else sigmas.numel()
-    state = {"items": items_of(options, chunk), "batch": x.shape[0], "sigmas": sigmas}
-    if run is None:
-        return CallState(tuple(index == 0 for index in indices), **state)
-    labels = [run.label(key, index, sigmas) for key, index in zip(ids, indices, strict=True)]
-    crops = [run.crop(label, x.shape[-2], x.shape[-1]) for label in labels]
+    if run is not None:
+        run.called = True
+        return run.call_state({**options, "original_shape": x.shape}, x.shape[0])
+    sampling = getattr(getattr(executor, "class_obj", None), "model_sampling", None)
     return CallState(
-        tuple(label.is_cond for label in labels),
-        **state,
-        crops=tuple(crop for crop, _ in crops),
-        placed=all(known for _, known in crops),
-        prepared=run.prepared,
+        tuple(number == 0 for number in options.get("cond_or_uncond") or (0,)),
+        items_of(options, _chunk(options, x.shape[0])),
+        batch=x.shape[0],
+        sigmas=options.get("sigmas"),
+        percent_to_sigma=getattr(sampling, "percent_to_sigma", None),
+        fresh=attention_is_fresh(options),
     )
 
 
-WRAPPERS = ((WrappersMP.SAMPLER_SAMPLE, _label_run), (WrappersMP.APPLY_MODEL, _label_call))
+WRAPPERS = (
+    (WrappersMP.SAMPLER_SAMPLE, _label_run),
+    (WrappersMP.CALC_COND_BATCH, _label_batch),
+    (WrappersMP.APPLY_MODEL, _label_call),
+)
 
 
 def add_wrappers(model: ModelPatcher) -> None:

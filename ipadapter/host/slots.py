@@ -1,4 +1,4 @@
-"""Attaching a recorder to the image prompts of a MODEL."""
+"""The attn2 slots of a UNet's blocks: who holds one, and how a patch goes on from there."""
 
 from __future__ import annotations
 
@@ -61,46 +61,64 @@ def with_slots(options: Mapping[str, Any], slots: Slots) -> dict[str, Any]:
     return {**options, "patches_replace": replaced}
 
 
-def place(slots: Slots, injections: Mapping[Layer, Injection]) -> dict[SlotKey, AttentionPatch]:
-    """New patches for the slots of some layers, each on top of what holds the slot now."""
+def place(
+    slots: Slots, injections: Mapping[Layer, Injection], ours: Mapping[SlotKey, AttentionPatch]
+) -> dict[SlotKey, AttentionPatch]:
+    """New patches for the slots of some layers, each on top of what holds the slot now.
+
+    ours: the patches that were placed before; what a later node put over them does not lose them.
+    """
     placed: dict[SlotKey, AttentionPatch] = {}
     for layer, injection in injections.items():
         name, number, index = layer.block
-        occupant = slots.get((name, number, index), slots.get((name, number)))
-        patch = chain(occupant, layer.block).with_injection(injection)
-        placed[name, number, index] = patch
+        full, short = (name, number, index), (name, number)
+        patch = chain(slots, ours, layer.block).with_injection(injection)
+        placed[full] = patch
         if layer.depth == 1:
             # Other packs address such blocks by name and number alone; a key of three parts would
             # shadow theirs.
-            placed[name, number] = patch
+            placed[short] = patch
     return placed
 
 
 def reclaim(slots: Slots, ours: Mapping[SlotKey, AttentionPatch]) -> dict[SlotKey, Any]:
-    """Slots for a sampling run in which our patches act, whatever was put over them later.
-
-    Nodes after ours may overwrite a slot, or use a block's short key, which our full key hides.
-    What came last then keeps the slot, and our terms are added unless it calls our patch itself.
-    """
+    """Slots for a sampling run in which our patches act, whatever was put over them later."""
     claimed = dict(slots)
-    for key, patch in ours.items():
-        holder, short = slots.get(key), slots.get(key[:2])
-        late = short if isinstance(holder, AttentionPatch) else holder
-        if len(key) == 2 or isinstance(late, AttentionPatch) or not callable(late):
-            continue
-        if late is not patch.previous:
-            claimed[key] = patch.over(late)
+    for key in ours:
+        if len(key) == 3 and (key in slots or key[:2] in slots):
+            claimed[key] = chain(slots, ours, BlockId(*key))
     return claimed
 
 
-def chain(occupant: Any, block: BlockId) -> AttentionPatch:
-    """A patch that goes on from whatever holds a slot."""
-    if isinstance(occupant, AttentionPatch):
-        return occupant
-    if occupant is not None and not callable(occupant):
+def chain(slots: Slots, ours: Mapping[SlotKey, AttentionPatch], block: BlockId) -> AttentionPatch:
+    """A patch that goes on from whatever holds a block's slot.
+
+    Nodes after ours may overwrite the slot, or use the block's short key, which our full key hides.
+    What came last keeps the slot; our terms go on top, and each acts once even if that calls our
+    patch itself.
+    """
+    name, number, index = block
+    kept = ours.get((name, number, index))
+    full, short = slots.get((name, number, index)), slots.get((name, number))
+    holder = short if full is None else full
+    if holder is None:  # nobody came, or somebody took ours away
+        return AttentionPatch(text_attention)
+    if isinstance(holder, AttentionPatch):
+        patch = holder if kept is None or kept is holder else holder.joined(kept)
+        late = short if full is not None and not isinstance(short, AttentionPatch) else None
+        hidden = callable(late) and late is not patch.previous
+        return patch.over(late) if hidden else patch
+    if not callable(holder):
         raise Problem.OTHER_PACK(
-            f"Attention slot {tuple(block)} of this MODEL holds a {type(occupant).__name__}, which "
+            f"Attention slot {tuple(block)} of this MODEL holds a {type(holder).__name__}, which "
             "is not callable: a node before this one left it there. Move the IP-Adapter node "
             "before that node, or remove that node."
         )
-    return AttentionPatch(text_attention, previous=occupant)
+    return (kept or AttentionPatch(text_attention)).over(holder)
+
+
+def attention_is_fresh(options: Mapping[str, Any]) -> bool:
+    """Whether the host's own cross-attention gives a tensor that nobody else holds: not where a
+    pack has put another function in its place."""
+    module = getattr(host_attention.optimized_attention, "__module__", "")
+    return "optimized_attention_override" not in options and module == host_attention.__name__

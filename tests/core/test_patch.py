@@ -18,7 +18,7 @@ from torch import Tensor
 from ipadapter.attention.attn2_patch import AttentionPatch
 from ipadapter.attention.folding import KeyValue, LayerKeyValue
 from ipadapter.attention.injection import Injection
-from ipadapter.attention.rows import CALL_KEY, CallState
+from ipadapter.attention.rows import CALL_KEY, CallState, items_of
 from ipadapter.attention.sigmas import SigmaRange
 
 WIDTH, HEADS, LENGTH, TOKENS = 16, 2, 6, 3
@@ -124,14 +124,34 @@ class Window(SimpleNamespace):
     [
         {"context_window": Window(index_list=[2, 0])},
         {"ad_params": {"sub_idxs": [2, 0], "full_length": 3}},
+        {"context_window": Window(index_list=[0], causal_anchor_index=2)},
+        {"context_window": Window(index_list=[2, 0], causal_anchor_index=-1)},
     ],
-    ids=["core window", "AnimateDiff"],
+    ids=["core window", "AnimateDiff", "core window with an anchor", "no anchor before it"],
 )
 def test_a_window_picks_its_items(extra: dict[str, Any]) -> None:
     one = injection(items=3)
     query, out = run(AttentionPatch(text, [one]), **extra)
     rows = [(False, 2), (False, 0), (True, 2), (True, 0)]
     assert_adds(out, query, added(one, query, rows))
+
+
+def test_an_anchor_stands_before_its_window() -> None:
+    window = Window(index_list=[3, 4, 5, 6], causal_anchor_index=2)
+    assert items_of({"context_window": window}, 5) == (2, 3, 4, 5, 6)
+    assert items_of({"context_window": window}, 4) == (3, 4, 5, 6)
+    assert items_of({"context_window": window}, 10) == (2, 3, 4, 5, 6) * 2
+
+
+def test_a_window_over_another_dimension_names_no_latents() -> None:
+    assert items_of({"context_window": Window(index_list=[4, 5], dim=2)}, 2) == (0, 1)
+
+
+def test_a_window_of_unknown_latents_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        items = items_of({"context_window": Window(index_list=[30, 31, 32])}, 7)
+    assert set(items) <= {30, 31, 32} and list(items) == sorted(items)
+    assert sum("names 3 latents and samples 7" in message for message in caplog.messages) == 1
 
 
 @pytest.mark.parametrize("window", [None, [], [0, 1, 2]], ids=["none", "empty", "does not divide"])
@@ -164,7 +184,7 @@ def test_an_odd_batch_is_all_cond() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sigma", "acts"), [(10.0, True), (2.0, True), (10.1, False), (1.9, False)]
+    ("sigma", "acts"), [(10.0, True), (2.1, True), (2.0, False), (10.1, False), (1.9, False)]
 )
 def test_outside_the_range_the_base_is_returned_as_it_is(sigma: float, acts: bool) -> None:
     base = random(4, LENGTH, WIDTH, seed=5)

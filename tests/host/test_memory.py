@@ -30,7 +30,7 @@ def model(host: Any) -> Any:
 def plus_adapter(host: Any) -> Any:
     """A Plus adapter for SDXL whose 682 MB of layer weights are made when they are read."""
     stored, checkpoints = (
-        host.module(f"ipadapter.{name}") for name in ("tensorfile", "checkpoint")
+        host.module(f"ipadapter.{name}") for name in ("files.tensors", "adapters.checkpoint")
     )
     small = random_adapter(replace(FULL_SDXL, widths=()), plus=True, embed_dim=64)
     shapes = {

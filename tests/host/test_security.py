@@ -126,7 +126,7 @@ def test_a_save_that_fails_leaves_nothing(host: Any, monkeypatch: pytest.MonkeyP
         Path(path).write_bytes(b"half")
         raise OSError("No space left on device")
 
-    for name in ("embeds", "train_files"):
+    for name in ("pictures.embeds", "training.folder"):
         monkeypatch.setattr(host.module(f"ipadapter.{name}"), "save_file", full)
     before = everything(host.base)
     for node, inputs in SAVERS.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -76,6 +77,7 @@ class Scene:
     guider: Callable[[Any, Scene], Any] | None = None
     reference: dict[str, Any] = field(default_factory=dict)  # what the reference must know of it
     latent_seed: int = 5
+    scheduler: str = "normal"
 
     def but(self, **changes: Any) -> Scene:
         return replace(self, **changes)
@@ -97,7 +99,7 @@ def sample(scene: Scene, model: Any = None) -> Tensor:
     model = scene.model if model is None else model
     noise = seeded(scene.latent_seed, scene.batch, 4, scene.height, scene.width)
     sampling = model.get_model_object("model_sampling")
-    sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", scene.steps)
+    sigmas = comfy.samplers.calculate_sigmas(sampling, scene.scheduler, scene.steps)
     guider = (scene.guider or default_guider)(model, scene)
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(0)  # ToMe and HyperTile draw from the global generator
@@ -108,11 +110,15 @@ def sample(scene: Scene, model: Any = None) -> Tensor:
 def naive_adapter(scene: Scene, prompt: Prompt, **changes: Any) -> NaiveAdapter:
     """The reference's side of a prompt."""
     sampling = scene.model.get_model_object("model_sampling")
-    first = float(sampling.percent_to_sigma(prompt.start_at))
-    last = float(sampling.percent_to_sigma(prompt.end_at))
+    first, last = (sampling.percent_to_sigma(at) for at in (prompt.start_at, prompt.end_at))
     weights = prompt.weights[0] if len(prompt.weights) == 1 else prompt.weights
     adapter = NaiveAdapter(prompt.state, prompt.cond, prompt.uncond, weights, prompt.mask)
-    adapter.active = lambda sigma: last <= sigma <= first
+    # Single precision: what a step's noise level is in.
+    adapter.active = lambda sigma: (
+        (prompt.start_at == 0.0 or sigma <= first or math.isclose(sigma, first, rel_tol=1e-6))
+        and (prompt.end_at == 1.0 or (sigma > last and not math.isclose(sigma, last, rel_tol=1e-6)))
+        and prompt.start_at < prompt.end_at
+    )
     return replace(adapter, **changes)
 
 

@@ -186,12 +186,12 @@ def foreign_function(host: Any, scene: Scene, index: tuple[int, ...] = ()) -> Sc
     return scene.but(model=model, reference={**scene.reference, **known})
 
 
-def foreign_chain(host: Any, scene: Scene) -> Scene:
+def foreign_chain(host: Any, scene: Scene, index: tuple[int, ...] = ()) -> Scene:
     """A polite pack: it calls what held the slot, and adds to that."""
     model = scene.model.clone()
     slots = model.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
     for block in BLOCKS:
-        before = slots.get(block)
+        before = slots.get((*block, *index), slots.get(block))
 
         def chained(
             query: Tensor, key: Tensor, value: Tensor, extra: Any, before: Any = before
@@ -199,8 +199,8 @@ def foreign_chain(host: Any, scene: Scene) -> Scene:
             base = before or plain_attention
             return base(query, key, value, extra) + foreign_delta(query, query)
 
-        model.set_model_attn2_replace(chained, *block)
-    known = {"terms": (foreign_delta,), "model": scene.model}
+        model.set_model_attn2_replace(chained, *block, *index)
+    known = {"terms": (*scene.reference.get("terms", ()), foreign_delta), "model": scene.model}
     return scene.but(model=model, reference={**scene.reference, **known})
 
 

@@ -81,10 +81,12 @@ def _transformers(unet: nn.Module) -> Iterator[tuple[str, int, SpatialTransforme
 def install(model: ModelPatcher, injections: Mapping[Layer, Injection]) -> ModelPatcher:
     """A clone of `model` with one adapter in its slots. The given MODEL stays as it is."""
     patched = model.clone()
-    placed = place(slots_of(patched.model_options.get("transformer_options", {})), injections)
+    ours = patched.get_attachment(WRAPPER_KEY) or {}
+    slots = slots_of(patched.model_options.get("transformer_options", {}))
+    placed = place(slots, injections, ours)
     for key, patch in placed.items():
         patched.set_model_attn2_replace(patch, *key)
-    patched.set_attachments(WRAPPER_KEY, {**(patched.get_attachment(WRAPPER_KEY) or {}), **placed})
+    patched.set_attachments(WRAPPER_KEY, {**ours, **placed})
     if not patched.get_callbacks(CallbacksMP.ON_CLONE, WRAPPER_KEY):
         patched.add_callback_with_key(CallbacksMP.ON_CLONE, WRAPPER_KEY, fork_patches)
     add_wrappers(patched)

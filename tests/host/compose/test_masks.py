@@ -56,7 +56,7 @@ def quick_unet(scene: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_grid_is_the_blocks_own_at_60_sizes(
     scene: Scene, pack: Pack, quick_unet: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patch = pack.module("attention.attn2_patch")
+    patch = pack.module("attention.injection")
     block_grid = patch.block_grid
     found: list[tuple[int, int]] = []
     true: list[tuple[int, int]] = []

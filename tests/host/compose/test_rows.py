@@ -176,7 +176,7 @@ def test_projecting_many_frames_keeps_few_on_the_device(
     """No projection sees more than a fixed number of frames at once."""
     adapter, image, plan = pack.parts(Prompt(items=1000))
     seen: list[int] = []
-    functional = pack.module("adapters.adapter").functional
+    functional = pack.module("adapters.key_values").functional
     linear = functional.linear
 
     def counted(tokens: Any, weight: Any) -> Any:
@@ -186,7 +186,7 @@ def test_projecting_many_frames_keeps_few_on_the_device(
     monkeypatch.setattr(functional, "linear", counted)
     (first, *_) = adapter.key_values(image)
     assert max(seen) == pack.module("adapters.key_values").TOKENS_AT_ONCE
-    source = pack.module("attention.weight_types").Source.IMAGE
+    source = pack.module("attention.folding").Source.IMAGE
     key = adapter.checkpoint.ip_adapter["1.to_k_ip.weight"]
     assert torch.allclose(first[source].key, image.cond @ key.T, atol=1e-5)
     assert plan.weights == (0.8,) and seeded(1, 2).shape == (2,)
