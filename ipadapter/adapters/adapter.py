@@ -15,7 +15,7 @@ from ..attention.folding import KeyValue, LayerKeyValue, Source, fold
 from ..attention.weight_types import Weighting
 from ..bases.layout import Layer, Layout
 from ..errors import Problem
-from .cache import Recent, digest
+from .cache import TensorCache, digest
 from .checkpoint import Checkpoint
 from .key_values import by_kind, project_rows
 from .projectors import (
@@ -36,7 +36,7 @@ class Adapter:
 
     spec: AdapterSpec
     checkpoint: Checkpoint
-    recent: Recent = field(default_factory=lambda: Recent(_KEPT), kw_only=True)
+    recent: TensorCache = field(default_factory=lambda: TensorCache(_KEPT), kw_only=True)
     """Tokens, keys and values of recent prompts: another weight or range projects nothing anew."""
 
     @classmethod

@@ -24,7 +24,7 @@ def digest(*tensors: Tensor | None) -> str:
     return sums.hexdigest()
 
 
-class Recent:
+class TensorCache:
     """Tuples of tensors by key, the least recently used dropped first, within a number of bytes."""
 
     def __init__(self, limit: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from comfy.clip_vision import ClipVisionModel
 from torch import Tensor
 
-from ..adapters.cache import Recent, digest
+from ..adapters.cache import TensorCache, digest
 from ..adapters.spec import AdapterSpec
 from ..adapters.vision import VIT_L_336, EmbedSource, encoder_name
 from ..apply.prompt import Seen
@@ -26,7 +26,7 @@ from ..pictures.tiles import enhance, enhancer_crops
 
 _CHUNK = 16  # images per encoder call when the node does not say
 _KEPT = 256 << 20  # bytes of features kept per encoder
-_RECENT: weakref.WeakKeyDictionary[Any, Recent] = weakref.WeakKeyDictionary()
+_RECENT: weakref.WeakKeyDictionary[Any, TensorCache] = weakref.WeakKeyDictionary()
 
 
 def see(request: Request) -> Seen:
@@ -196,9 +196,9 @@ def _encode_square(clip_vision: Any, square: Tensor, source: EmbedSource) -> lis
     return [getattr(output, source.output.value).float()]
 
 
-def _recent(clip_vision: Any) -> Recent:
+def _recent(clip_vision: Any) -> TensorCache:
     """Features that an encoder gave lately; they go when the encoder goes."""
-    return _RECENT.setdefault(clip_vision, Recent(_KEPT))
+    return _RECENT.setdefault(clip_vision, TensorCache(_KEPT))
 
 
 def encode_nothing(clip_vision: Any, like: Tensor, source: EmbedSource) -> Tensor:

@@ -17,8 +17,8 @@ from ..adapters.lora import own_lora
 from ..apply.wire import LoadedAdapter, loaded_adapter
 from ..errors import Problem
 from ..files.tensors import open_tensor_file
-from ..library.choose import Choice, choose
-from ..library.doctor import Folders, ModelFacts, Subject, report
+from ..library.choose import PresetFiles, choose
+from ..library.doctor import DoctorSubject, ModelFacts, ModelFolders, report
 from ..library.scan import scan
 from ..pictures.faces import environment
 from .bases.install import layout_of
@@ -80,7 +80,7 @@ LORAS = "loras"
 
 
 @dataclass(frozen=True, eq=False)
-class Loaded:
+class LoadedPreset:
     """What a unified loader gives: the MODEL (with a LoRA where the adapter has one),
     the adapter, and notes."""
 
@@ -102,14 +102,14 @@ def model_facts(model: ModelPatcher) -> ModelFacts:
     return ModelFacts(layout.context_dim, widths, kind, base)
 
 
-def model_folders() -> Folders:
+def model_folders() -> ModelFolders:
     """The folders that loaders search, listed afresh."""
-    return Folders(
+    return ModelFolders(
         *(scan(folder_paths.get_folder_paths(kind)) for kind in (ADAPTERS, ENCODERS, LORAS))
     )
 
 
-def load_preset(model: ModelPatcher, preset: str, lora_strength: float = 0.0) -> Loaded:
+def load_preset(model: ModelPatcher, preset: str, lora_strength: float = 0.0) -> LoadedPreset:
     """Find and open what a preset means for this MODEL.
 
     The MODEL is patched with the adapter's LoRA, if any.
@@ -127,7 +127,7 @@ def load_preset(model: ModelPatcher, preset: str, lora_strength: float = 0.0) ->
     )
     adapter = Adapter(chosen.spec, read_checkpoint(chosen.adapter.path))
     encoder = None if chosen.encoder is None else load_encoder(chosen.encoder.path)
-    return Loaded(
+    return LoadedPreset(
         with_lora(model, chosen, lora_strength),
         LoadedAdapter(adapter, encoder),
         (summary(chosen), *chosen.notes),
@@ -136,7 +136,7 @@ def load_preset(model: ModelPatcher, preset: str, lora_strength: float = 0.0) ->
 
 def load_face_preset(
     model: ModelPatcher, preset: str, lora_strength: float, provider: str
-) -> Loaded:
+) -> LoadedPreset:
     """Like `load_preset`, with face analysis: antelopev2 for Kolors, else buffalo_l."""
     loaded = load_preset(model, preset, lora_strength)
     kolors = loaded.pipeline.adapter.spec.base_name == "Kolors"
@@ -144,7 +144,7 @@ def load_face_preset(
     return replace(loaded, pipeline=replace(loaded.pipeline, insightface=analysis))
 
 
-def with_lora(model: ModelPatcher, chosen: Choice, strength: float) -> ModelPatcher:
+def with_lora(model: ModelPatcher, chosen: PresetFiles, strength: float) -> ModelPatcher:
     """The MODEL with the LoRA that belongs to a FaceID adapter: its file, else the
     one inside the adapter."""
     if strength == 0:
@@ -161,7 +161,7 @@ def with_lora(model: ModelPatcher, chosen: Choice, strength: float) -> ModelPatc
     return cast(ModelPatcher, patched)
 
 
-def summary(chosen: Choice) -> str:
+def summary(chosen: PresetFiles) -> str:
     """One line for the node: which files were taken."""
     files = [chosen.adapter, chosen.encoder, chosen.lora]
     names = " + ".join(Path(file.name).name for file in files if file is not None)
@@ -174,7 +174,7 @@ def diagnose(model: ModelPatcher, ipadapter: Any, clip_vision: Any, preset: str)
     if pipeline is not None:
         pipeline = replace(pipeline, clip_vision=clip_vision or pipeline.clip_vision)
         clip_vision = pipeline.clip_vision
-    subject = Subject(
+    subject = DoctorSubject(
         model_facts(model),
         None if pipeline is None else (pipeline.adapter.name, pipeline.adapter.spec),
         None if clip_vision is None else ("the connected encoder", facts_of(clip_vision)),

@@ -24,13 +24,13 @@ from .presets import (
     requirement,
     variant_of,
 )
-from .scan import FoundFile, Listing, why_not_width
+from .scan import FoundFile, ModelFolder, why_not_width
 
 SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Choice:
+class PresetFiles:
     """The files for a preset on a base.
 
     `encoder` is None where the family takes no image encoder.
@@ -52,11 +52,11 @@ class Choice:
 def choose(
     preset: str,
     base: str,
-    adapters: Listing,
-    encoders: Listing,
-    loras: Listing,
+    adapters: ModelFolder,
+    encoders: ModelFolder,
+    loras: ModelFolder,
     need_lora: bool = True,
-) -> Choice:
+) -> PresetFiles:
     """The adapter, encoder and LoRA of a preset for a model of `base` (a name as in spec.BASES).
 
     ValueError where there is no such preset for the base or the names do not decide,
@@ -71,11 +71,11 @@ def choose(
         lora = find_lora(adapter, spec, needed.lora, loras)
         if lora is None and need_lora and not spec.has_lora:
             raise Problem.NO_FITTING_FILE(_no_lora(adapter, needed, loras), FileNotFoundError)
-    return Choice(adapter, spec, encoder, lora, notes)
+    return PresetFiles(adapter, spec, encoder, lora, notes)
 
 
 def find_adapter(
-    preset: str, base: str, needed: Requirement, adapters: Listing
+    preset: str, base: str, needed: Requirement, adapters: ModelFolder
 ) -> tuple[FoundFile, AdapterSpec, tuple[str, ...]]:
     """The adapter file for a requirement, what it is, and notes on the choice."""
     fitting = [(file, file.contents.spec) for file in adapters if not _why_not(file, base, needed)]
@@ -93,7 +93,7 @@ def find_adapter(
     return file, spec, () if told else (note,)
 
 
-def find_encoder(spec: AdapterSpec, encoders: Listing) -> FoundFile:
+def find_encoder(spec: AdapterSpec, encoders: ModelFolder) -> FoundFile:
     """The image encoder that an adapter needs; FileNotFoundError says which files do not fit."""
     fitting = [file for file in encoders if not why_not_encoder(file, spec)]
     if not fitting:
@@ -109,7 +109,7 @@ def encoder_source(spec: AdapterSpec) -> EncoderSource | None:
 
 
 def find_lora(
-    adapter: FoundFile, spec: AdapterSpec, official: str, loras: Listing
+    adapter: FoundFile, spec: AdapterSpec, official: str, loras: ModelFolder
 ) -> FoundFile | None:
     """The LoRA that belongs to a FaceID adapter: by name if one is so named,
     else by its weights."""
@@ -223,7 +223,7 @@ def _encoder_rank(file: FoundFile, source: EncoderSource | None) -> tuple[bool, 
     )
 
 
-def _seen(listing: Listing, reason: Callable[[FoundFile], str]) -> str:
+def _seen(listing: ModelFolder, reason: Callable[[FoundFile], str]) -> str:
     """The part of a message that says where was searched and what was seen."""
     folders = ", ".join(str(folder) for folder in listing.folders) or "no folder is set up"
     lines = [f"  {file.name}: {without_name(reason(file), file)}" for file in listing.files[:SHOWN]]
@@ -239,11 +239,11 @@ def without_name(reason: str, file: FoundFile) -> str:
     return reason.removeprefix(f"{name}: ").removeprefix(f"{name} ").removeprefix("is ")
 
 
-def _target(listing: Listing, usual: str) -> str:
+def _target(listing: ModelFolder, usual: str) -> str:
     return str(listing.folders[0]) if listing.folders else usual
 
 
-def _no_adapter(preset: str, base: str, needed: Requirement, adapters: Listing) -> str:
+def _no_adapter(preset: str, base: str, needed: Requirement, adapters: ModelFolder) -> str:
     target = _target(adapters, "models/ipadapter")
     fix = (
         f"Download {needed.file} from {needed.source} (Hugging Face) to {target}. "
@@ -273,7 +273,7 @@ def _ambiguous(preset: str, base: str, needed: Requirement, files: list[FoundFil
     )
 
 
-def _no_encoder(spec: AdapterSpec, encoders: Listing) -> str:
+def _no_encoder(spec: AdapterSpec, encoders: ModelFolder) -> str:
     target = _target(encoders, "models/clip_vision")
     source = encoder_source(spec)
     fix = (
@@ -289,7 +289,7 @@ def _no_encoder(spec: AdapterSpec, encoders: Listing) -> str:
     )
 
 
-def _no_lora(adapter: FoundFile, needed: Requirement, loras: Listing) -> str:
+def _no_lora(adapter: FoundFile, needed: Requirement, loras: ModelFolder) -> str:
     target = _target(loras, "models/loras")
     name = needed.lora or f"{Path(adapter.name).stem}_lora.safetensors"
     folders = ", ".join(str(folder) for folder in loras.folders) or "no folder is set up"

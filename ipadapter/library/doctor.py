@@ -9,8 +9,8 @@ from ..adapters.spec import AdapterSpec
 from ..bases.unet import base_name
 from ..errors import plain_text
 from ..files.kinds import Kind
-from .choose import Choice, choose, encoder_source, presets_of, why_not_encoder, without_name
-from .scan import EncoderFacts, FoundFile, Listing, why_not_width
+from .choose import PresetFiles, choose, encoder_source, presets_of, why_not_encoder, without_name
+from .scan import EncoderFacts, FoundFile, ModelFolder, why_not_width
 
 SHOWN = 60
 
@@ -35,7 +35,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class Subject:
+class DoctorSubject:
     """What the report is about; everything but the model is optional."""
 
     model: ModelFacts
@@ -47,15 +47,15 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Folders:
+class ModelFolders:
     """The model folders, listed."""
 
-    adapters: Listing
-    encoders: Listing
-    loras: Listing
+    adapters: ModelFolder
+    encoders: ModelFolder
+    loras: ModelFolder
 
 
-def report(subject: Subject, folders: Folders, remarks: Iterable[str] = ()) -> str:
+def report(subject: DoctorSubject, folders: ModelFolders, remarks: Iterable[str] = ()) -> str:
     """The whole report. `remarks` are lines on the environment, such as insightface."""
     sections = [
         _model_section(subject.model),
@@ -96,7 +96,7 @@ def _model_section(model: ModelFacts) -> list[str]:
     ]
 
 
-def _adapter_section(subject: Subject) -> list[str]:
+def _adapter_section(subject: DoctorSubject) -> list[str]:
     if not subject.adapter:
         return []
     name, spec = subject.adapter
@@ -105,7 +105,7 @@ def _adapter_section(subject: Subject) -> list[str]:
     return [f"ADAPTER  {name}: {spec.summary}", f"  {verdict}"]
 
 
-def _encoder_section(subject: Subject) -> list[str]:
+def _encoder_section(subject: DoctorSubject) -> list[str]:
     if not subject.encoder:
         missing = subject.adapter and subject.adapter[1].encoder_name
         return [f"ENCODER  none connected; the adapter needs {missing}"] if missing else []
@@ -117,7 +117,7 @@ def _encoder_section(subject: Subject) -> list[str]:
     return lines
 
 
-def _preset_section(subject: Subject, folders: Folders) -> list[str]:
+def _preset_section(subject: DoctorSubject, folders: ModelFolders) -> list[str]:
     if not subject.preset:
         return []
     title = f'PRESET  "{subject.preset}"'
@@ -134,7 +134,7 @@ def _preset_section(subject: Subject, folders: Folders) -> list[str]:
     return [title, *(f"  {line}" for line in _chosen(choice))]
 
 
-def _chosen(choice: Choice) -> list[str]:
+def _chosen(choice: PresetFiles) -> list[str]:
     lines = [f"adapter: {choice.adapter.name}"]
     if choice.encoder:
         lines.append(f"encoder: {choice.encoder.name}")
@@ -143,7 +143,7 @@ def _chosen(choice: Choice) -> list[str]:
     return [*lines, *choice.notes]
 
 
-def _adapters_section(model: ModelFacts, adapters: Listing) -> list[str]:
+def _adapters_section(model: ModelFacts, adapters: ModelFolder) -> list[str]:
     def line(file: FoundFile) -> tuple[bool, str]:
         spec = file.contents.spec
         if spec is None:
@@ -156,7 +156,7 @@ def _adapters_section(model: ModelFacts, adapters: Listing) -> list[str]:
     return _folder_section("ADAPTER FILES", adapters, line)
 
 
-def _encoders_section(subject: Subject, encoders: Listing) -> list[str]:
+def _encoders_section(subject: DoctorSubject, encoders: ModelFolder) -> list[str]:
     needed = subject.adapter[1] if subject.adapter and subject.adapter[1].embed_dim else None
 
     def line(file: FoundFile) -> tuple[bool, str]:
@@ -171,7 +171,7 @@ def _encoders_section(subject: Subject, encoders: Listing) -> list[str]:
     return lines
 
 
-def _lora_section(loras: Listing) -> list[str]:
+def _lora_section(loras: ModelFolder) -> list[str]:
     """Only LoRAs that may belong to FaceID adapters; a folder of styles says nothing here."""
     faces = [file for file in loras if "faceid" in file.name.lower()]
     lines = [f"  {file.name}: {file.contents.summary}" for file in faces[:SHOWN]]
@@ -179,7 +179,7 @@ def _lora_section(loras: Listing) -> list[str]:
 
 
 def _folder_section(
-    title: str, listing: Listing, line: Callable[[FoundFile], tuple[bool, str]]
+    title: str, listing: ModelFolder, line: Callable[[FoundFile], tuple[bool, str]]
 ) -> list[str]:
     lines = [f"{title}  in {_places(listing)}"]
     for file in listing.files[:SHOWN]:
@@ -192,5 +192,5 @@ def _folder_section(
     return lines if len(listing) else [*lines, "  no model files"]
 
 
-def _places(listing: Listing) -> str:
+def _places(listing: ModelFolder) -> str:
     return ", ".join(str(folder) for folder in listing.folders) or "no folder"

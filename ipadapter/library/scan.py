@@ -71,7 +71,7 @@ class LoraFacts:
 
 
 @dataclass(frozen=True)
-class Contents:
+class ModelFile:
     """What a file is. `problem` is set where it cannot be read or is damaged."""
 
     kind: Kind = Kind.UNKNOWN
@@ -103,13 +103,13 @@ class FoundFile:
     """Path below the folder that was searched, as the host's lists have it."""
 
     @property
-    def contents(self) -> Contents:
+    def contents(self) -> ModelFile:
         """What the file is; an unreadable file has `problem` set."""
         return _MEMORY.contents(self.path)
 
 
 @dataclass(frozen=True)
-class Listing:
+class ModelFolder:
     """The model files below some folders."""
 
     folders: tuple[Path, ...]
@@ -122,7 +122,7 @@ class Listing:
         return len(self.files)
 
 
-def scan(folders: Iterable[Path | str]) -> Listing:
+def scan(folders: Iterable[Path | str]) -> ModelFolder:
     """List the model files below the folders, subfolders included, without opening them."""
     roots = tuple(Path(folder) for folder in folders)
     files: dict[str, FoundFile] = {}
@@ -134,19 +134,19 @@ def scan(folders: Iterable[Path | str]) -> Listing:
                     path = os.path.join(parent, name)
                     relative = os.path.relpath(path, root)
                     files.setdefault(relative, FoundFile(Path(path), relative))
-    return Listing(roots, tuple(files.values()))
+    return ModelFolder(roots, tuple(files.values()))
 
 
-def read_contents(path: Path) -> Contents:
+def read_contents(path: Path) -> ModelFile:
     """Find out what a file is from its header; never raises for what the file contains."""
     try:
         opened = open_tensor_file(path)
     except (ValueError, OSError) as error:
-        return Contents(problem=plain_text(error))
+        return ModelFile(problem=plain_text(error))
     return contents_of(opened.tensors, path.name)
 
 
-def contents_of(tensors: TensorMap, name: str) -> Contents:
+def contents_of(tensors: TensorMap, name: str) -> ModelFile:
     """What a set of tensors is; `name` is for messages and FaceID Plus' default version."""
     kind = kind_of(tensors)
     shapes = tensors.shapes()
@@ -154,14 +154,14 @@ def contents_of(tensors: TensorMap, name: str) -> Contents:
         if kind is Kind.ADAPTER:
             parts = checkpoint_from_tensors(tensors, name)
             spec = identify(parts.image_proj.shapes(), parts.ip_adapter.shapes(), name)
-            return Contents(kind, spec=spec)
+            return ModelFile(kind, spec=spec)
         if kind is Kind.CLIP_VISION:
-            return Contents(kind, encoder=_transformers_encoder(shapes))
+            return ModelFile(kind, encoder=_transformers_encoder(shapes))
         if kind is Kind.OPENCLIP and "visual.conv1.weight" in shapes:
-            return Contents(kind, encoder=_openclip_encoder(shapes))
+            return ModelFile(kind, encoder=_openclip_encoder(shapes))
     except (ValueError, KeyError, IndexError) as error:
-        return Contents(kind, problem=plain_text(error) or f"{name} is damaged")
-    return Contents(kind, lora=_lora(shapes) if kind is Kind.LORA else None)
+        return ModelFile(kind, problem=plain_text(error) or f"{name} is damaged")
+    return ModelFile(kind, lora=_lora(shapes) if kind is Kind.LORA else None)
 
 
 def _transformers_encoder(shapes: Mapping[str, Shape]) -> EncoderFacts:
@@ -211,14 +211,14 @@ class _Memory:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._known: OrderedDict[tuple[str, int, int], Contents] = OrderedDict()
+        self._known: OrderedDict[tuple[str, int, int], ModelFile] = OrderedDict()
         self._lock = threading.Lock()
 
-    def contents(self, path: Path) -> Contents:
+    def contents(self, path: Path) -> ModelFile:
         try:
             stat = os.stat(path)
         except OSError as error:
-            return Contents(problem=f"{path.name} cannot be read ({error.strerror})")
+            return ModelFile(problem=f"{path.name} cannot be read ({error.strerror})")
         key = (str(path), stat.st_size, stat.st_mtime_ns)
         with self._lock:
             if key in self._known:

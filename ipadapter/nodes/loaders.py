@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..host import loaders as files
 from ..host.encoders import encoder_names, encoder_stamp, find_encoder, load_encoder
-from ..host.loaders import Loaded, diagnose, load_preset
+from ..host.loaders import LoadedPreset, diagnose, load_preset
 from ..library.presets import COMMUNITY_PRESETS, FACEID_PRESETS, UNIFIED_PRESETS
 from . import inputs
 
@@ -64,7 +64,7 @@ def loader_outputs(model_name: str = "model") -> list[io.Output]:
     ]
 
 
-def loader_result(loaded: Loaded) -> io.NodeOutput:
+def loader_result(loaded: LoadedPreset) -> io.NodeOutput:
     return io.NodeOutput(loaded.model, loaded.pipeline, ui={"text": list(loaded.notes)})
 
 

@@ -15,7 +15,7 @@ from ..adapters.families import TRAINABLE, Family
 from ..apply.request import chosen
 from ..apply.wire import LoadedAdapter, loaded_adapter
 from ..files.paths import inside
-from ..host.training.data import NO_FOLDER, Sources, folder_names, input_folder, pictures_of
+from ..host.training.data import NO_FOLDER, TrainingInputs, folder_names, input_folder, pictures_of
 from ..host.training.frozen_unet import Precision
 from ..host.training.session import Folder, Recipe, save_adapter, save_roots, train_adapter
 from ..training.recipe import TrainSettings
@@ -227,7 +227,9 @@ class IPAdapterTrain(io.ComfyNode):
             TrainSettings(**settings),
         )
         pictures = pictures_of(images, image_folder, captions, skip_unreadable)
-        sources = Sources(pictures, resolution, latent, vae, clip, conditioning, empty_conditioning)
+        sources = TrainingInputs(
+            pictures, resolution, latent, vae, clip, conditioning, empty_conditioning
+        )
         resume = None if resume_from is None else loaded_adapter(resume_from).adapter
         training = train_adapter(model, clip_vision, sources, recipe, resume)
         curve = training.curve()

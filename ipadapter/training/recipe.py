@@ -102,7 +102,7 @@ class NoiseSchedule:
 
 
 @dataclass(frozen=True, eq=False)
-class Draw:
+class BatchDraw:
     """The random choices of one batch: numbers of the samples, drops, timesteps, (n,)
     each, and the noise."""
 

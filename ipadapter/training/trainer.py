@@ -17,7 +17,7 @@ from torch.nn import functional
 from ..attention.folding import KeyValue
 from ..errors import Problem
 from .data import Batch, Samples
-from .recipe import Draw, NoiseSchedule, TrainSettings
+from .recipe import BatchDraw, NoiseSchedule, TrainSettings
 from .state import TrainState
 from .trainable import TrainableAdapter
 
@@ -69,7 +69,7 @@ class Trainer:
     def _named(self) -> list[tuple[str, torch.nn.Parameter]]:
         return list(self.adapter.named_parameters())
 
-    def draw(self) -> Draw:
+    def draw(self) -> BatchDraw:
         """Random choices of the next batch. Every sample comes once before any comes again."""
         settings, generator = self.settings, self.generator
         count = settings.batch_size
@@ -87,7 +87,7 @@ class Trainer:
         if settings.noise_offset:
             offset = torch.randn((*shape[:2], 1, 1), generator=generator)
             noise = noise + settings.noise_offset * offset
-        return Draw(
+        return BatchDraw(
             samples,
             (chance < only_image) | both,
             ((chance >= only_image) & (chance < any_text)) | both,
@@ -95,7 +95,7 @@ class Trainer:
             noise,
         )
 
-    def loss(self, draw: Draw) -> Tensor:
+    def loss(self, draw: BatchDraw) -> Tensor:
         """Mean squared error of the UNet's prediction, a scalar with gradients."""
         batch, settings = self._batch(draw), self.settings
         enabled = settings.dtype != torch.float32
@@ -103,11 +103,11 @@ class Trainer:
             key_values = self.adapter(batch.features.float())
         return self._error(batch, draw, key_values)
 
-    def _batch(self, draw: Draw) -> Batch:
+    def _batch(self, draw: BatchDraw) -> Batch:
         batch = self.samples.batch(draw.samples, draw.drop_image, draw.drop_text)
         return batch.to(self.settings.device)
 
-    def _error(self, batch: Batch, draw: Draw, key_values: Sequence[KeyValue]) -> Tensor:
+    def _error(self, batch: Batch, draw: BatchDraw, key_values: Sequence[KeyValue]) -> Tensor:
         noise, timesteps = (part.to(batch.latents.device) for part in (draw.noise, draw.timesteps))
         noisy = self.schedule.noisy(batch.latents.float(), noise, timesteps)
         predicted = self.predict(noisy, timesteps, batch, key_values)

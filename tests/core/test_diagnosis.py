@@ -9,7 +9,7 @@ from support.modelfiles import adapter_file, encoder_shapes, lora_shapes, sparse
 from support.official_files import OFFICIAL_FILES
 
 from ipadapter.bases.unet import BASES
-from ipadapter.library.doctor import Folders, ModelFacts, Subject, report
+from ipadapter.library.doctor import DoctorSubject, ModelFacts, ModelFolders, report
 from ipadapter.library.scan import scan
 
 SD15, SDXL = ModelFacts(*BASES["SD1.5"], "SD15"), ModelFacts(*BASES["SDXL"], "SDXL")
@@ -17,7 +17,7 @@ NO_UNET = ModelFacts(0, (), "Flux")
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> ModelFolders:
     root = tmp_path_factory.mktemp("models")
     for name in ("ip-adapter-plus_sd15.safetensors", "ip-adapter_sdxl_vit-h.safetensors"):
         file = next(f for f in OFFICIAL_FILES if f.name == name)
@@ -26,16 +26,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     sparse_safetensors(root / "clip_vision" / "g.safetensors", encoder_shapes(1664, 1280, 224))
     sparse_safetensors(root / "loras" / "ip-adapter-faceid_sd15_lora.safetensors", lora_shapes(768))
     sparse_safetensors(root / "loras" / "style.safetensors", lora_shapes(768))
-    return Folders(*(scan([root / name]) for name in ("ipadapter", "clip_vision", "loras")))
+    return ModelFolders(*(scan([root / name]) for name in ("ipadapter", "clip_vision", "loras")))
 
 
-def text(subject: Subject, folders: Folders, *remarks: str) -> str:
+def text(subject: DoctorSubject, folders: ModelFolders, *remarks: str) -> str:
     root = folders.adapters.folders[0].parent
     return report(subject, folders, remarks).replace(f"{root}/", "models/")
 
 
-def test_only_a_model(folders: Folders) -> None:
-    assert text(Subject(SD15), folders, "insightface is not installed") == (
+def test_only_a_model(folders: ModelFolders) -> None:
+    assert text(DoctorSubject(SD15), folders, "insightface is not installed") == (
         "MODEL  SD15: SD1.5, 16 cross-attention layers, text width 768\n"
         "\n"
         "ADAPTER FILES  in models/ipadapter\n"
@@ -55,12 +55,12 @@ def test_only_a_model(folders: Folders) -> None:
     )
 
 
-def test_everything_connected_and_wrong(folders: Folders) -> None:
+def test_everything_connected_and_wrong(folders: ModelFolders) -> None:
     plus, _, _ = folders.adapters
     (big,) = folders.encoders
     spec, facts = plus.contents.spec, big.contents.encoder
     assert spec and facts
-    subject = Subject(SDXL, (plus.name, spec), (big.name, facts), "PLUS (high strength)")
+    subject = DoctorSubject(SDXL, (plus.name, spec), (big.name, facts), "PLUS (high strength)")
     result = text(subject, folders)
     for line in (
         "MODEL  SDXL, 70 cross-attention layers, text width 2048",
@@ -83,10 +83,12 @@ def test_a_preset_that_works_and_a_fitting_adapter(tmp_path: Path) -> None:
     file = next(f for f in OFFICIAL_FILES if f.name == "ip-adapter-faceid-plusv2_sd15.bin")
     adapter_file(tmp_path / "a" / "x.bin", file.shapes())
     sparse_safetensors(tmp_path / "c" / "h.safetensors", encoder_shapes(1280, 1024, 224))
-    folders = Folders(*(scan([tmp_path / name]) for name in "acl"))
+    folders = ModelFolders(*(scan([tmp_path / name]) for name in "acl"))
     spec = next(iter(folders.adapters)).contents.spec
     assert spec
-    lines = report(Subject(SD15, ("x.bin", spec), preset="FACEID PLUS V2"), folders).splitlines()
+    lines = report(
+        DoctorSubject(SD15, ("x.bin", spec), preset="FACEID PLUS V2"), folders
+    ).splitlines()
     assert "  fits the model" in lines
     assert "ENCODER  none connected; the adapter needs ViT-H (1280)" in lines
     start = lines.index('PRESET  "FACEID PLUS V2"')
@@ -98,7 +100,7 @@ def test_a_preset_that_works_and_a_fitting_adapter(tmp_path: Path) -> None:
     ]
 
 
-def test_a_model_without_cross_attention(folders: Folders) -> None:
-    result = text(Subject(NO_UNET), folders)
+def test_a_model_without_cross_attention(folders: ModelFolders) -> None:
+    result = text(DoctorSubject(NO_UNET), folders)
     assert result.startswith("MODEL  Flux: not a UNet with cross-attention.")
     assert "  - ip-adapter-plus_sd15.safetensors" in result

@@ -22,7 +22,7 @@ from ipadapter.adapters.families import Family
 from ipadapter.adapters.vision import EmbedSource
 from ipadapter.files.kinds import Kind
 from ipadapter.library import scan as files
-from ipadapter.library.scan import Contents, EncoderFacts, read_contents, scan
+from ipadapter.library.scan import EncoderFacts, ModelFile, read_contents, scan
 
 
 def test_scan_lists_subfolders_and_several_roots(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_identification_reads_headers_only_and_remembers(
     path = adapter_file(tmp_path / "x.safetensors", synthetic_adapter(Family.PLUS, "SDXL"))
     opened: list[Path] = []
     monkeypatch.setattr(
-        files, "read_contents", lambda p: opened.append(p) or Contents(Kind.ADAPTER)
+        files, "read_contents", lambda p: opened.append(p) or ModelFile(Kind.ADAPTER)
     )
     for _ in range(3):
         assert next(iter(scan([tmp_path]))).contents.kind is Kind.ADAPTER
@@ -77,7 +77,7 @@ def test_encoders(tmp_path: Path, name: str) -> None:
     hidden, projected, size = ENCODER_FILES[name]
     facts = EncoderFacts(hidden, projected, size, 14, openclip=False)
     path = sparse_safetensors(tmp_path / "model.safetensors", encoder_shapes(*ENCODER_FILES[name]))
-    assert read_contents(path) == Contents(Kind.CLIP_VISION, encoder=facts)
+    assert read_contents(path) == ModelFile(Kind.CLIP_VISION, encoder=facts)
     path = sparse_safetensors(tmp_path / "open.bin", openclip_shapes(*ENCODER_FILES[name]))
     openclip = read_contents(path).encoder
     assert openclip == EncoderFacts(hidden, projected, size, 14, openclip=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ipadapter.adapters.cache import Recent, digest
+from ipadapter.adapters.cache import TensorCache, digest
 
 
 def test_the_digest_is_of_type_shape_and_content() -> None:
@@ -23,7 +23,7 @@ def test_an_entry_is_made_once_and_the_oldest_goes_first() -> None:
         made.append(number)
         return [torch.zeros(10)]
 
-    recent = Recent(limit=100)
+    recent = TensorCache(limit=100)
     for number in (1, 2, 1, 3, 1, 2):
         recent.get(number, lambda number=number: make(number))
     assert made == [1, 2, 3, 2]
@@ -31,6 +31,6 @@ def test_an_entry_is_made_once_and_the_oldest_goes_first() -> None:
 
 
 def test_what_is_too_large_is_not_kept() -> None:
-    recent = Recent(limit=100)
+    recent = TensorCache(limit=100)
     (large,) = recent.get("large", lambda: [torch.zeros(100)])
     assert large.numel() == 100 and recent.nbytes() == 0

@@ -20,7 +20,7 @@ from ipadapter.bases.unet import BASES
 from ipadapter.training.curve import loss_curve, running_mean
 from ipadapter.training.data import Batch, Prompts, TrainingSet, same_length
 from ipadapter.training.folder import read_folder, write_adapter, write_state
-from ipadapter.training.recipe import Draw, NoiseSchedule, Prediction, TrainSettings
+from ipadapter.training.recipe import BatchDraw, NoiseSchedule, Prediction, TrainSettings
 from ipadapter.training.state import TrainState, state_of, trained_adapter
 from ipadapter.training.trainable import ProjectorPlan, TrainableAdapter
 from ipadapter.training.trainer import COMPARE_EVERY, StepFailed, Trainer, train
@@ -130,7 +130,7 @@ def test_loss_is_compared_with_that_of_the_base_alone() -> None:
     assert again.compared == run.compared
 
 
-def plain_error(draw: Draw) -> Tensor:
+def plain_error(draw: BatchDraw) -> Tensor:
     """What the toy UNet gets wrong without an adapter."""
     batch = samples().batch(draw.samples, draw.drop_image, draw.drop_text)
     noisy = schedule().noisy(batch.latents, draw.noise, draw.timesteps)

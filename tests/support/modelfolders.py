@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from ipadapter.adapters.families import Family
-from ipadapter.library.choose import Choice, choose
-from ipadapter.library.scan import Listing, scan
+from ipadapter.library.choose import PresetFiles, choose
+from ipadapter.library.scan import ModelFolder, scan
 
 from .adapters import flat, shapes_of, synthetic_adapter
 from .modelfiles import (
@@ -50,11 +50,11 @@ class Models:
         data = {key: lora_matrix(file, shapes[key])}
         sparse_safetensors(self.folders["loras"] / name, shapes, data)
 
-    def listings(self) -> tuple[Listing, Listing, Listing]:
+    def listings(self) -> tuple[ModelFolder, ModelFolder, ModelFolder]:
         adapters, encoders, loras = (scan([folder]) for folder in self.folders.values())
         return adapters, encoders, loras
 
-    def choose(self, preset: str, base: str, **options: bool) -> Choice:
+    def choose(self, preset: str, base: str, **options: bool) -> PresetFiles:
         return choose(preset, base, *self.listings(), **options)
 
     def add_official(self) -> None:

@@ -47,7 +47,7 @@ class Pictures:
 
 
 @dataclass(frozen=True, eq=False)
-class Sources:
+class TrainingInputs:
     """The optional sockets of the training node."""
 
     pictures: Pictures
@@ -94,7 +94,7 @@ def pictures_of(
 
 
 def training_set(
-    model: ModelPatcher, clip_vision: Any, source: EmbedSource, sources: Sources
+    model: ModelPatcher, clip_vision: Any, source: EmbedSource, sources: TrainingInputs
 ) -> TrainingSet:
     """Compute everything that does not change while an adapter trains."""
     if clip_vision is None:
@@ -114,7 +114,7 @@ def _plain(tensor: Tensor) -> Tensor:
         return tensor.detach().float().cpu().clone()
 
 
-def _latents(model: ModelPatcher, sources: Sources) -> Tensor:
+def _latents(model: ModelPatcher, sources: TrainingInputs) -> Tensor:
     """(pictures, channels, height, width) as the UNet sees them."""
     if sources.latent is not None:
         latents, origin = sources.latent["samples"], "LATENT"
@@ -146,7 +146,7 @@ def _features(clip_vision: Any, source: EmbedSource, pictures: Pictures) -> tupl
 
 
 def _prompts(
-    model: ModelPatcher, sources: Sources, layout: Layout, size: tuple[int, ...]
+    model: ModelPatcher, sources: TrainingInputs, layout: Layout, size: tuple[int, ...]
 ) -> Prompts:
     """Text states of the captions or the CONDITIONING, and of the empty prompt."""
     states, empty = _conditionings(sources)
@@ -166,7 +166,7 @@ def _prompts(
     return Prompts(*rows, _plain(torch.cat(vectors[:-1])), _plain(vectors[-1]))
 
 
-def _conditionings(sources: Sources) -> tuple[list[Entry], list[Entry]]:
+def _conditionings(sources: TrainingInputs) -> tuple[list[Entry], list[Entry]]:
     """Entries of the prompts and of the empty prompt (none if it is to be zeros)."""
     if sources.conditioning is not None:
         if not sources.conditioning:

@@ -28,7 +28,7 @@ from ...training.state import TrainedAdapter, TrainState, state_of, trained_adap
 from ...training.trainable import ProjectorPlan, TrainableAdapter, training_of
 from ...training.trainer import Trainer, train
 from ..loaders import ADAPTERS
-from .data import Sources, training_set
+from .data import TrainingInputs, training_set
 from .frozen_unet import FrozenUNet, Precision, frozen_unet, schedule_of
 
 logger = logging.getLogger("ipadapter")
@@ -70,7 +70,7 @@ class Training:
 def train_adapter(
     model: ModelPatcher,
     clip_vision: Any,
-    sources: Sources,
+    sources: TrainingInputs,
     recipe: Recipe,
     resume: Adapter | None = None,
 ) -> Training:
