@@ -96,7 +96,7 @@ def draw(reports: dict[str, Report], path: Path) -> None:
     low, high = min(every), max(every)
     most = max(len(report.memory) for report in reports.values())
     sheet = Image.new("RGB", SIZE, "white")
-    pen = ImageDraw.BatchDraw(sheet)
+    pen = ImageDraw.Draw(sheet)
     width, height = SIZE[0] - 2 * EDGE, SIZE[1] - 2 * EDGE
     pen.rectangle((EDGE, EDGE, EDGE + width, EDGE + height), outline="#bbb")
     for row, ((name, report), colour) in enumerate(zip(reports.items(), COLOURS, strict=False)):
