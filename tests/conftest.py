@@ -38,6 +38,7 @@ def load_package(name: str, folder: Path) -> ModuleType:
 
 
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+sys.path.append(str(ROOT / "scripts"))  # last, where it shadows nothing
 load_package("ipadapter", ROOT / "ipadapter")
 load_package("support", ROOT / "tests" / "support")
 load_package("bench", ROOT / "tests" / "bench")

@@ -1,4 +1,4 @@
-"""The logic of scripts/environment.py, with a stand-in for pip: nothing is downloaded."""
+"""The logic of scripts/tools/environment.py, with a stand-in for pip: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import pytest
 from support.server import script
 
-environment = script("environment")
+environment = script("tools.environment")
 
 FAKE_PIP = """
 import pathlib, sys

@@ -25,7 +25,7 @@ GEOMETRY = {"SD1.5": TINY_SD15, "SDXL": TINY_SDXL}
 @pytest.fixture(scope="module")
 def analysis(host: Any) -> Any:
     pytest.importorskip("insightface")
-    from support.face_models import ensure_pack
+    from tools.face_models import ensure_pack
 
     ensure_pack(host.base / "models" / "insightface", "buffalo_l")
     (loaded,) = host.call("IPAdapterInsightFaceLoader", provider="CPU", model_name="buffalo_l")
@@ -34,7 +34,7 @@ def analysis(host: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def photograph() -> torch.Tensor:
-    from support.face_models import astronaut
+    from tools.face_models import astronaut
 
     return torch.from_numpy(astronaut().copy())[None].float() / 255
 

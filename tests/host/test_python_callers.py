@@ -29,7 +29,7 @@ def pipeline(host: Any, given: dict[str, Any]) -> Any:
 @pytest.fixture(scope="module")
 def face_models(host: Any) -> None:
     pytest.importorskip("insightface")
-    from support.face_models import ensure_pack
+    from tools.face_models import ensure_pack
 
     ensure_pack(host.base / "models" / "insightface", "buffalo_l")
 

@@ -199,7 +199,7 @@ def write_embeds(folder: Path, outside: Path) -> None:
 
 def write_faces(folder: Path, picture: Path) -> None:
     """Face models that know one photograph, and the photograph."""
-    from .face_models import astronaut, write_pack
+    from tools.face_models import astronaut, write_pack
 
     if not (folder / "models" / "buffalo_l").exists():
         write_pack(folder, "buffalo_l")

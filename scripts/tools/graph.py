@@ -1,8 +1,9 @@
-"""What descriptions of workflows are made of; `workflow_graphs.py` has the descriptions."""
+"""Graphs of nodes with inputs and outputs by name; `workflow_formats.py` makes them files and
+prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,13 @@ SDXL = "sd_xl_base_1.0.safetensors"
 VIT_H = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
 PLUS = "PLUS (high strength)"
 NEGATIVE = "blurry, low quality"
+SAMPLER = {
+    "seed": 0,
+    "steps": 25,
+    "cfg": 6.0,
+    "sampler_name": "dpmpp_2m",
+    "scheduler": "karras",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Graph:
     """A workflow: a name, a note for its reader, and its nodes."""
 
     name: str
-    note: str
+    note: str = ""
     nodes: list[Node] = field(default_factory=list)
 
     def add(self, kind: str, title: str = "", /, **inputs: Any) -> Node:
@@ -49,6 +57,11 @@ class Graph:
         self.nodes.append(node)
         return node
 
+    def once(self, kind: str, /, **inputs: Any) -> Node:
+        """The node of this class with these inputs, added unless there is one."""
+        same = (node for node in self.nodes if (node.kind, node.inputs) == (kind, inputs))
+        return next(same, None) or self.add(kind, **inputs)
+
     def picture(self, title: str, file: str = "example.png") -> Link:
         """A picture from the input folder."""
         return self.add("LoadImage", title, image=file)["IMAGE"]
@@ -56,29 +69,38 @@ class Graph:
 
 @dataclass
 class Base:
-    """What every graph has around its image prompt: checkpoint, prompts, latents."""
+    """What every graph has around its image prompt: checkpoint, prompts, latents, the sampler's
+    settings."""
 
     graph: Graph
     checkpoint: Node
     positive: Link
     negative: Link
     latent: Link
+    sampler: Mapping[str, Any] = field(default_factory=lambda: SAMPLER)
     # What the unified loader gets, if not the checkpoint's.
     model: Link | None = None
 
     @classmethod
-    def of(cls, graph: Graph, prompt: str, checkpoint: str = SD15, **latent: Any) -> Base:
+    def of(
+        cls,
+        graph: Graph,
+        prompt: str,
+        checkpoint: str = SD15,
+        negative: str = NEGATIVE,
+        sampler: Mapping[str, Any] = SAMPLER,
+        **latent: Any,
+    ) -> Base:
         loader = graph.add("CheckpointLoaderSimple", ckpt_name=checkpoint)
-        texts = {"Prompt": prompt, "Negative prompt": NEGATIVE}
-        positive, negative = (
+        texts = {"Prompt": prompt, "Negative prompt": negative}
+        positive, avoided = (
             graph.add("CLIPTextEncode", title, text=text, clip=loader["CLIP"])["CONDITIONING"]
             for title, text in texts.items()
         )
         side = 1024 if checkpoint == SDXL else 512
         size = {"width": side, "height": side, "batch_size": 1, **latent}
-        return cls(
-            graph, loader, positive, negative, graph.add("EmptyLatentImage", **size)["LATENT"]
-        )
+        latents = graph.add("EmptyLatentImage", **size)["LATENT"]
+        return cls(graph, loader, positive, avoided, latents, sampler)
 
     @cached_property
     def loader(self) -> Node:
@@ -93,20 +115,26 @@ class Base:
         inputs.setdefault("model", self.loader["model"])
         return self.graph.add(kind, title, **inputs)
 
+    def prompted(self, adapter: str, encoder: str, image: Link, **inputs: Any) -> Node:
+        """IPAdapter Advanced with files of these names; each loader is there once."""
+        once = self.graph.once
+        vision = once("IPAdapterImageEncoderLoader", clip_vision_name=encoder)
+        files = {
+            "ipadapter": once("IPAdapterModelLoader", ipadapter_file=adapter)["IPADAPTER"],
+            "clip_vision": vision["CLIP_VISION"],
+        }
+        given = {"model": self.checkpoint["MODEL"], **files, "image": image, **inputs}
+        return self.graph.add("IPAdapterAdvanced", **given)
+
     def decoded(self, patched: Node, **sampler: Any) -> Link:
         """The IMAGE that a node's MODEL samples."""
-        settings = {
-            "seed": 0,
-            "steps": 25,
-            "cfg": 6.0,
-            "sampler_name": "dpmpp_2m",
-            "scheduler": "karras",
+        given = {
             "positive": self.positive,
             "negative": self.negative,
             "latent_image": self.latent,
+            "model": patched["MODEL"],
         }
-        settings |= {"model": patched["MODEL"], **sampler}
-        samples = self.graph.add("KSampler", **settings)
+        samples = self.graph.add("KSampler", **{**self.sampler, **given, **sampler})
         vae = self.checkpoint["VAE"]
         decoded = self.graph.add("VAEDecode", samples=samples["LATENT"], vae=vae)
         return decoded["IMAGE"]
@@ -118,31 +146,9 @@ class Base:
             "SaveImage", title, images=self.decoded(patched, **sampler), filename_prefix=prefix
         )
 
-    def compare(self, sampler: Mapping[str, Any] | None = None, **inputs: Any) -> None:
+    def compare(self, **inputs: Any) -> None:
         """Save the same picture without and with an image prompt, whose loaders are given."""
         model = self.checkpoint["MODEL"]
         patched = self.graph.add("IPAdapterAdvanced", model=model, weight=0.8, **inputs)
-        self.save(self.checkpoint, "without the image prompt", **(sampler or {}))
-        self.save(patched, "with the image prompt", **(sampler or {}))
-
-
-_BUILDERS: list[tuple[str, str, Callable[[Graph], None]]] = []
-
-
-def graph(note: str) -> Callable[[Callable[[Graph], None]], Callable[[Graph], None]]:
-    """Make a function the description of the workflow that bears its name."""
-
-    def register(build: Callable[[Graph], None]) -> Callable[[Graph], None]:
-        _BUILDERS.append((build.__name__, " ".join(note.split()), build))
-        return build
-
-    return register
-
-
-def graphs() -> list[Graph]:
-    """All workflows."""
-    built = []
-    for name, note, build in _BUILDERS:
-        built.append(Graph(name, note))
-        build(built[-1])
-    return built
+        self.save(self.checkpoint, "without the image prompt")
+        self.save(patched, "with the image prompt")

@@ -1,6 +1,6 @@
-"""Descriptions of workflows as files: the editor's format with a layout, and the API's.
+"""Graphs as files and prompts: the editor's format with a layout, and the API's.
 
-What the description leaves out comes from the server's /object_info.
+What a graph leaves out comes from the server's /object_info.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workflow_parts import Graph, Link, Node
+from .comfy_server import ServerError
+from .graph import Graph, Link, Node
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+NOTES = ("Note", "MarkdownNote")  # nodes that only the editor knows
 WIDTH, GAP, ROW = 320, 60, 24
 Info = Mapping[str, Any]
 
@@ -40,6 +42,31 @@ def api_format(graph: Graph, info: Info) -> dict[str, Any]:
         }
         for node in graph.nodes
     }
+
+
+def to_api(workflow: Mapping[str, Any], info: Info) -> dict[str, Any]:
+    """A workflow as the editor saves it, as POST /prompt takes it."""
+    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    graph = {}
+    for node in workflow["nodes"]:
+        if node["type"] not in NOTES:
+            if node["type"] not in info:
+                raise ServerError(f"the server has no node {node['type']}; its log says why")
+            inputs = _read_widgets(node, info)
+            linked = (slot for slot in node.get("inputs", ()) if slot.get("link") is not None)
+            inputs.update({slot["name"]: links[slot["link"]] for slot in linked})
+            graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return graph
+
+
+def _read_widgets(node: Mapping[str, Any], info: Info) -> dict[str, Any]:
+    """The values of a node's widgets by name; the editor saves them in order, without names."""
+    values, named = list(node.get("widgets_values") or ()), {}
+    for name, declared in _widgets(node["type"], info):
+        if values:
+            named[name] = values[0]
+        del values[: 1 + len(_editors_own(declared))]
+    return named
 
 
 def editor_format(graph: Graph, info: Info) -> dict[str, Any]:
@@ -102,17 +129,21 @@ def _widget_values(node: Node, info: Info) -> list[Any]:
     """Values in the editor's order, with what the editor itself adds."""
     values = []
     given = dict(_all_inputs(node, info))
-    for name, declared in _declared(node.kind, info):
-        if not _is_widget(declared):
-            continue
-        options = declared[1] if len(declared) > 1 else {}
+    for name, declared in _widgets(node.kind, info):
         value = given.get(name)
         values.append(_default(declared) if isinstance(value, Link) else value)
-        if options.get("control_after_generate"):
-            values.append("fixed")
-        if options.get("image_upload"):
-            values.append("image")
+        values += _editors_own(declared)
     return values
+
+
+def _widgets(kind: str, info: Info) -> list[tuple[str, Any]]:
+    return [(name, declared) for name, declared in _declared(kind, info) if _is_widget(declared)]
+
+
+def _editors_own(declared: Sequence[Any]) -> list[str]:
+    """What the editor saves after a widget's value: what becomes of a seed, the upload button."""
+    own = {"control_after_generate": "fixed", "image_upload": "image"}
+    return [value for option, value in own.items() if _options(declared).get(option)]
 
 
 def _note(graph: Graph) -> dict[str, Any]:
@@ -156,8 +187,7 @@ def steps_before(node: Node, graph: Graph) -> int:
 def _height(node: Node, info: Info) -> int:
     rows, picture = 0, node.kind in ("LoadImage", "SaveImage", "PreviewImage", "SaveAnimatedWEBP")
     for _, declared in _declared(node.kind, info):
-        options = declared[1] if len(declared) > 1 else {}
-        rows += 4 if options.get("multiline") else 1
+        rows += 4 if _options(declared).get("multiline") else 1
     # Loaders write below their widgets what they found.
     told = 90 if node.kind.startswith("IPAdapter") and "Loader" in node.kind else 0
     return 40 + ROW * max(rows, len(info[node.kind]["output"])) + (280 if picture else told)
@@ -184,13 +214,16 @@ def _kind(declared: Sequence[Any]) -> str:
     return "COMBO" if isinstance(declared[0], list) else declared[0]
 
 
+def _options(declared: Sequence[Any]) -> Mapping[str, Any]:
+    return declared[1] if len(declared) > 1 else {}
+
+
 def _is_widget(declared: Sequence[Any]) -> bool:
-    options = declared[1] if len(declared) > 1 else {}
-    return _kind(declared) in WIDGETS and not options.get("forceInput")
+    return _kind(declared) in WIDGETS and not _options(declared).get("forceInput")
 
 
 def _default(declared: Sequence[Any]) -> Any:
-    options = declared[1] if len(declared) > 1 else {}
+    options = _options(declared)
     if "default" in options:
         return options["default"]
     choices = declared[0] if isinstance(declared[0], list) else options.get("options")

@@ -19,6 +19,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,6 @@ del sys.argv[0]
 sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-# Nodes that only the editor knows.
-NOTES = ("Note", "MarkdownNote")
 
 
 class ServerError(Exception):
@@ -154,6 +153,11 @@ class ComfyServer:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """What the server says of its nodes, by class."""
+        return self.get("/object_info")
+
     def get(self, path: str) -> Any:
         """The JSON that the server answers to GET `path`."""
         return json.loads(self.fetch(path))
@@ -240,46 +244,6 @@ def saved_images(entry: dict[str, Any], kind: str = "output") -> dict[str, list[
     images = {node: output.get("images", ()) for node, output in outputs}
     saved = {node: [one for one in ones if one["type"] == kind] for node, ones in images.items()}
     return {node: ones for node, ones in saved.items() if ones}
-
-
-def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
-    """A workflow as the editor saves it, in the format that POST /prompt takes."""
-    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
-    graph = {}
-    for node in workflow["nodes"]:
-        if node["type"] not in NOTES:
-            if node["type"] not in object_info:
-                raise ServerError(f"the server has no node {node['type']}; its log says why")
-            inputs = _widgets(node, object_info[node["type"]])
-            linked = (slot for slot in node.get("inputs", ()) if slot.get("link") is not None)
-            inputs.update({slot["name"]: links[slot["link"]] for slot in linked})
-            graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
-    return graph
-
-
-def _widgets(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-    """The values of a node's widgets by name; the editor saves them in order, without names."""
-    values = iter(node.get("widgets_values") or ())
-    result = {}
-    for group in ("required", "optional"):
-        for name, declared in info["input"].get(group, {}).items():
-            kind, options = declared[0], (declared[1] if len(declared) > 1 else {})
-            is_widget = isinstance(kind, list) or kind in (
-                "INT",
-                "FLOAT",
-                "STRING",
-                "BOOLEAN",
-                "COMBO",
-            )
-            if not is_widget or options.get("forceInput"):
-                continue
-            try:
-                result[name] = next(values)
-            except StopIteration:
-                return result
-            if options.get("control_after_generate") or options.get("image_upload"):
-                next(values, None)  # what the editor itself adds: "randomize", the upload button
-    return result
 
 
 def _refusal(body: str) -> str:

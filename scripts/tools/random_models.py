@@ -1,6 +1,5 @@
 """Writes models with seeded random weights that ComfyUI's own loaders take, for want of real ones.
 
-Runs in this repository's environment: `python scripts/python.py scripts/random_models.py FOLDER`.
 The pictures they make mean nothing, but every step on the way to them is the real one.
 """
 
@@ -9,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -278,14 +276,10 @@ def write(folder: Path) -> None:
 
 def random_models() -> Path:
     """The folder of these models in the cache, written once (about 900 MB)."""
-    from environment import cache_folder, say
+    from .environment import cache_folder, say
 
     folder = cache_folder() / "models"
     if not all((folder / name).exists() for name in MODELS):
         say(f"Writing models with random weights into {folder} (once)")
         write(folder)
     return folder
-
-
-if __name__ == "__main__":
-    write(Path(sys.argv[1]))

@@ -1,6 +1,6 @@
 """Runs a folder of pictures through several ComfyUI workers with Ray.
 
-`python scripts/ray_farm.py PICTURES --output FOLDER --workers 2`, in an environment that has Ray
+`python examples/ray_farm.py PICTURES --output FOLDER --workers 2`, in an environment that has Ray
 (`pip install ray`) and everything ComfyUI needs, with COMFYUI_PATH set. Every actor owns a ComfyUI
 of its own; on a cluster Ray places them on its machines. PICTURES and FOLDER must be seen by all.
 
@@ -22,9 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comfy_server import ComfyServer, link_folder, make_base
-from environment import NAME, ROOT, say
-from random_models import configured, random_models
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+sys.path.append(str(SCRIPTS))
+
+from tools.comfy_server import ComfyServer, link_folder, make_base  # noqa: E402
+from tools.environment import NAME, ROOT, say  # noqa: E402
+from tools.random_models import configured, random_models  # noqa: E402
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 EMBEDS = "embeds"  # folder below the shared input folder
@@ -127,8 +130,9 @@ def main(arguments: Sequence[str]) -> int:
     import ray
 
     # The actors see the same modules as this script.
-    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    ray.init(runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}})
+    paths = [Path(__file__).resolve().parent, SCRIPTS, os.environ.get("PYTHONPATH")]
+    seen = os.pathsep.join(str(path) for path in paths if path)
+    ray.init(runtime_env={"env_vars": {"PYTHONPATH": seen}})
     actor = ray.remote(num_cpus=1)(Worker)
     workers = [actor.remote(number, output, random_models()) for number in range(given.workers)]
     pool = ray.util.ActorPool(workers)

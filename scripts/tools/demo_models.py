@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from environment import cache_folder, say
+from .environment import cache_folder, say
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,7 +22,7 @@ SIZE = 128  # what the demo models draw
 
 def demoset() -> ModuleType:
     """The package `demoset` with the modules that write and draw."""
-    folder = str(Path(__file__).resolve().parent)
+    folder = str(Path(__file__).resolve().parents[1])
     if folder not in sys.path:
         sys.path.append(folder)
     for name in ("build", "scenes"):

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from demo_models import demoset
 from torch import Tensor
 from torch.nn import functional
+
+from .demo_models import demoset
 
 if TYPE_CHECKING:
     from PIL.Image import Image
