@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,10 +21,7 @@ SIZE = 128  # what the demo models draw
 
 def demoset() -> ModuleType:
     """The package `demoset` with the modules that write and draw."""
-    folder = str(Path(__file__).resolve().parents[1])
-    if folder not in sys.path:
-        sys.path.append(folder)
-    for name in ("build", "scenes"):
+    for name in ("build", "host", "world.scenes", "world.night"):
         importlib.import_module(f"demoset.{name}")
     return importlib.import_module("demoset")
 
@@ -43,7 +39,7 @@ def drawing(shape: str, colour: str, background: str, texture: str = "plain") ->
     import numpy as np
     from PIL import Image
 
-    scenes = demoset().scenes
+    scenes = demoset().world.scenes
     place = ((64.0, 64.0), 40.0, 0.0)
     item = scenes.Item(shape, colour, texture, "medium", "centre", *place)
     scene = scenes.Scene(background, None, False, (item,))

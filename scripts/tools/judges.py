@@ -60,11 +60,11 @@ class DemoJudge:
 
     def __init__(self) -> None:
         tools = demoset()
-        self.encoder_module = tools.encoder
+        self.encoder_module = tools.models.encoder
         tools.host.use_host()
-        self.encoder = tools.encoder.load(tools.build.WEIGHTS / "encoder.safetensors")
-        self.text = tools.text.TextFeatures(tools.host.tokenizer())
-        scenes = tools.scenes
+        self.encoder = tools.models.encoder.load(tools.build.WEIGHTS / "encoder.safetensors")
+        self.text = tools.models.text.TextFeatures(tools.host.tokenizer())
+        scenes = tools.world.scenes
         drawn = [scenes.sample(_SERIES, number) for number in range(_SCENES)]
         images = self._embed(torch.stack([torch.from_numpy(image) for image, _, _ in drawn]))
         self.centre = images.mean(0)
@@ -105,7 +105,7 @@ def _cosines(embeddings: Tensor) -> list[float]:
 
 def write_scenes(folder: Path, count: int) -> Path:
     """Scenes with full captions that no demo model was trained on."""
-    scenes = demoset().scenes
+    scenes = demoset().world.scenes
     folder.mkdir(parents=True)
     for number in range(count):
         rng = scenes.scene_rng(_SERIES + 1, number)

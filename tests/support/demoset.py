@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .host import ROOT, Host
+from .host import Host
+from .server import script
 
 STEPS, CFG, SEED = 8, 3.0, 17
 # What the references show: shape, its colour, the background's colour.
@@ -36,15 +35,6 @@ EVERY_SHAPE = (
 )
 
 
-def demoset_modules() -> ModuleType:
-    """The package `scripts/demoset` with what the tests use of it."""
-    if str(ROOT / "scripts") not in sys.path:
-        sys.path.append(str(ROOT / "scripts"))
-    for name in ("adapters", "build"):
-        importlib.import_module(f"demoset.{name}")
-    return importlib.import_module("demoset")
-
-
 @dataclass(frozen=True, eq=False)
 class Demo:
     """The demo set as the host's own loaders and the pack's give it."""
@@ -63,7 +53,7 @@ class Demo:
 
     def pictures(self, shown: Sequence[tuple[str, str, str]]) -> Tensor:
         """One picture per shape, its colour and the background's, (n, 128, 128, 3)."""
-        scenes = self.tools.scenes
+        scenes = self.tools.world.scenes
         pictures = []
         for number, (shape, colour, background) in enumerate(shown):
             place = ((64.0, 64.0), 36.0, 0.0)
@@ -74,7 +64,7 @@ class Demo:
 
     def adapter(self, family: str) -> Any:
         """The shipped adapter of a family, loaded by the pack."""
-        name = f"{self.tools.adapters.FILES[family]}.safetensors"
+        name = f"{self.tools.models.adapters.FILES[family]}.safetensors"
         (adapter,) = self.host.call("IPAdapterModelLoader", ipadapter_file=name)
         return adapter
 
@@ -154,13 +144,13 @@ class Demo:
 
     def background_distance(self, images: Tensor, to: Tensor) -> float:
         """Mean difference of the frames' median colours, on a scale of 0 to 2."""
-        colour = self.tools.scenes.background_colour
+        colour = self.tools.world.scenes.background_colour
         pairs = zip(images, to, strict=True)
         return sum(float((colour(a) - colour(b)).abs().mean() * 2) for a, b in pairs) / len(to)
 
     def object_distance(self, images: Tensor, to: Tensor) -> float:
         """The same for the objects; a picture without one counts by its background."""
-        tools = self.tools.scenes
+        tools = self.tools.world.scenes
 
         def colour(image: Tensor) -> Tensor:
             found = tools.object_colour(image)
@@ -171,7 +161,7 @@ class Demo:
 
     def shape_overlap(self, images: Tensor, to: Tensor) -> float:
         """Mean overlap (IoU, 0..1) of the objects' silhouettes."""
-        mask = self.tools.scenes.foreground
+        mask = self.tools.world.scenes.foreground
         total = 0.0
         for a, b in zip(images, to, strict=True):
             one, two = mask(a), mask(b)
@@ -180,23 +170,23 @@ class Demo:
 
     def shapes_recognised(self, images: Tensor, shown: Sequence[tuple[str, str, str]]) -> float:
         """Share of the pictures whose silhouette fits the right shape best; chance is 1/8."""
-        found = [self.tools.scenes.detected_shape(image) for image in images]
+        found = [self.tools.world.scenes.detected_shape(image) for image in images]
         return sum(name == one[0] for name, one in zip(found, shown, strict=True)) / len(shown)
 
     def far(self, image: Tensor, background: str) -> float:
         """Distance of one picture's background to a named colour."""
-        scenes = self.tools.scenes
+        scenes = self.tools.world.scenes
         return scenes.colour_error(scenes.background_colour(image), background)
 
 
 def load_demo(host: Host) -> Demo:
     """Write the demo models into the host's folders and load them with the nodes."""
-    tools = demoset_modules()
+    tools = script("tools.demo_models").demoset()
     models = host.base / "models"
     with torch.inference_mode():
         tools.build.build(models)
-    for family in tools.adapters.FILES:
-        tools.adapters.write(family, models)
+    for family in tools.models.adapters.FILES:
+        tools.models.adapters.write(family, models)
     checkpoint = tools.build.CHECKPOINT.name
     model, clip, vae = host.call("CheckpointLoaderSimple", ckpt_name=checkpoint)
     folder = tools.build.ENCODER.name

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from . import scenes
-from .build import CHECKPOINT
-from .host import use_host
+from ..build import CHECKPOINT
+from ..host import use_host
+from ..world import scenes
 
 
 @dataclass(frozen=True)

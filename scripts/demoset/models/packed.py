@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 SCALE = ".scale"
 
 
@@ -53,3 +54,12 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         metadata = file.metadata() or {}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     return unpack(tensors), metadata
+
+
+def write_half(
+    state: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> Path:
+    """Write a model in fp16, where the host looks for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.half().contiguous() for key, value in state.items()}, path, metadata)
+    return path

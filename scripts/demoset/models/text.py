@@ -9,12 +9,13 @@ The random values are integers drawn per tensor from its own name, the same on e
 
 import hashlib
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+
+from .packed import WEIGHTS
 
 PREFIX = "cond_stage_model.transformer.text_model."
 WIDTH, LAYERS, HEADS, VOCABULARY, LENGTH = 768, 12, 12, 49408, 77
@@ -22,7 +23,7 @@ POSITION_WIDTH = 32  # the first coordinates hold the position, the others the w
 MARK, MARK_VALUE = 32, 8.0  # the coordinate that tells start and end from words
 ACTIVE_LAYERS = 2
 START, END = 49406, 49407
-CALIBRATION = Path(__file__).resolve().parent / "weights" / "text.safetensors"
+CALIBRATION = WEIGHTS / "text.safetensors"
 
 
 def _uniform(name: str, shape: tuple[int, ...], deviation: float) -> torch.Tensor:

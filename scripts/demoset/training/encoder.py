@@ -1,61 +1,29 @@
-"""A tiny CLIP vision encoder (transformers' CLIPVisionModelWithProjection) for the domain.
-
-Trained on what the scenes are made of: the pooled embedding must tell the colours (and, as CLIP's
-does, their names), shapes, textures, sizes and places, the penultimate hidden states also the
-colour and the object cover of each patch. Photographs take part with their colour layout.
+"""Train the image encoder on what the scenes are made of.
 
     python scripts/python.py scripts/demoset encoder OUT.safetensors
+
+The pooled embedding must tell the colours (and, as CLIP's does, their names), shapes, textures,
+sizes and places, the penultimate hidden states also the colour and the object cover of each patch.
+Photographs take part with their colour layout.
 """
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from . import packed, scenes
+from ..models.encoder import CONFIG, GRID, build, preprocess, save
+from ..world import scenes
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-IMAGE_SIZE, PATCH = 128, 16
-GRID = IMAGE_SIZE // PATCH
 FINE = 4  # cells a side of each patch at which its object cover is told
-CONFIG = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_channels": 3,
-    "image_size": IMAGE_SIZE,
-    "patch_size": PATCH,
-    "projection_dim": 256,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
 ITEM_OUTPUTS = (
     len(scenes.SHAPES) + 3 + len(scenes.TEXTURES) + 3
 )  # shape, colour, texture, x y radius
 GLOBAL_OUTPUTS = 2 * ITEM_OUTPUTS + 2 + 3 + 3 * 16  # items, flags, background, 4x4 colour layout
-
-
-def build() -> CLIPVisionModelWithProjection:
-    """The encoder with transformers' initial weights, attention as plain PyTorch."""
-    return CLIPVisionModelWithProjection(CLIPVisionConfig(**CONFIG))
-
-
-def preprocess(images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) in 0..1 to normalised (B, 3, 128, 128); the images are square."""
-    if images.shape[-1] != IMAGE_SIZE:
-        size = (IMAGE_SIZE, IMAGE_SIZE)
-        images = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
-    mean, deviation = (images.new_tensor(v)[:, None, None] for v in (MEAN, DEVIATION))
-    return (images - mean) / deviation
 
 
 class Targets:
@@ -207,50 +175,6 @@ def keep(student: Student, out: Path) -> None:
     """Write the encoder, and beside it the whole student to continue from."""
     save(student.encoder, out)
     torch.save(student.state_dict(), out.with_suffix(".student.pt"))
-
-
-def save(encoder: nn.Module, out: Path) -> None:
-    """Write the encoder's weights packed, under transformers' keys."""
-    state = {k: v for k, v in encoder.state_dict().items() if "position_ids" not in k}
-    packed.save(state, out)
-
-
-def load(path: Path) -> CLIPVisionModelWithProjection:
-    """The trained encoder in float32."""
-    encoder = build()
-    encoder.load_state_dict(packed.load(path)[0], strict=False)
-    return encoder.train(False).requires_grad_(False)
-
-
-def write_folder(weights: Path, folder: Path) -> None:
-    """A Hugging Face folder: config.json, preprocessor_config.json, model.safetensors."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "architectures": ["CLIPVisionModelWithProjection"],
-        "model_type": "clip_vision_model",
-        "torch_dtype": "float16",
-        **CONFIG,
-    }
-    preprocessor = {
-        "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        "do_center_crop": True,
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": MEAN,
-        "image_processor_type": "CLIPImageProcessor",
-        "image_std": DEVIATION,
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": IMAGE_SIZE},
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps(preprocessor, indent=2) + "\n", "utf-8"
-    )
-    state = {key: value.half() for key, value in packed.load(weights)[0].items()}
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
 
 
 def main() -> None:

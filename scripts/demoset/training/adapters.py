@@ -1,4 +1,4 @@
-"""Adapters for the demo base: trained on the narrow network, written for the wide one.
+"""Train an adapter on the narrow base.
 
     python scripts/python.py scripts/demoset adapters OUT --family standard
     python scripts/python.py scripts/demoset adapters OUT --family Plus
@@ -19,18 +19,17 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import data, encoder, narrow, packed, scenes
-from . import vae as autoencoder
-from .host import tokenizer, use_host
-from .text import TextFeatures
-from .train_base import alphas_cumprod, early
+from ..host import tokenizer
+from ..models import encoder, narrow, packed
+from ..models.adapters import FILES
+from ..models.text import TextFeatures
+from ..world import scenes
+from . import data, finetune
+from .base import alphas_cumprod, early
 
-ROOT = Path(__file__).resolve().parents[2]
-WEIGHTS = Path(__file__).resolve().parent / "weights"
-FILES = {"standard": "demoset-standard", "Plus": "demoset-plus"}
+ROOT = Path(__file__).resolve().parents[3]
 # Blocks with attn2 in the order of an adapter's layers: input, output, middle.
 BLOCKS = ("input_blocks.1.1", "output_blocks.0.1", "output_blocks.1.1", "middle_block.1")
 STUDY_RATE, DROP = 1e-3, 0.05
@@ -39,7 +38,6 @@ RESAMPLER = {"resampler_dim": 128, "resampler_depth": 2}
 MIN_SNR = 0.1
 # Colour, shape, background's colour, and the end, in "a red circle on a blue background".
 WORDS = [2, 3, 6, 7]
-_GAP = "ip_adapter."
 
 
 def pack_module(name: str) -> ModuleType:
@@ -163,10 +161,7 @@ def image_features(domain: data.Domain, count: int, weights: Path) -> dict[str, 
 
 def samples_for(family: str, options: argparse.Namespace) -> DemoSamples:
     """Latents, captions and features of the training series, kept in the output folder."""
-    use_host()
-    codec = autoencoder.load(options.weights / "vae.safetensors")
-    text = TextFeatures(tokenizer())
-    domain = data.prepare(options.seed, options.samples, codec, text, options.out)
+    domain = finetune.domain(options)
     path = options.out / f"features-{options.seed}-{options.samples}.pt"
     if not path.is_file():
         weights = options.weights / "encoder.safetensors"
@@ -325,54 +320,17 @@ def _plain_caption(scene: scenes.Scene) -> str:
     return f"a {item.colour} {item.shape} on a {scene.background} background"
 
 
-def widen(tensors: dict[str, Tensor], widths: narrow.Widths) -> dict[str, Tensor]:
-    """An adapter for the 320 channels that the host loads."""
-    return {
-        key: narrow.widen_key_value(value, widths) if key.startswith(_GAP) else value
-        for key, value in tensors.items()
-    }
-
-
-def write(family: str, models: Path, weights: Path = WEIGHTS) -> Path:
-    """Write an adapter into a ComfyUI models folder, in fp16 and the standard layout."""
-    tensors, metadata = packed.load(weights / f"{FILES[family]}.safetensors")
-    _, widths = narrow.load(weights / "unet.safetensors")
-    wide = {key: value.half().contiguous() for key, value in widen(tensors, widths).items()}
-    path = models / "ipadapter" / f"{FILES[family]}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(wide, path, metadata)
-    return path
-
-
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, help="folder for what is kept between runs, and results")
-    parser.add_argument("--family", choices=tuple(FILES), default="standard")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--start", type=Path, help="a file that an earlier run wrote")
-    parser.add_argument("--samples", type=int, default=6000)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=5e-5)
-    parser.add_argument(
-        "--align", type=int, default=1500, help="steps before, of the projector alone"
-    )
-    parser.add_argument(
-        "--study", type=int, default=1000, help="steps before, of every layer beside the caption"
-    )
-    parser.add_argument("--drop-text", type=float, default=0.6)
-    parser.add_argument("--seed", type=int, default=11)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
+    parser = finetune.parser(__doc__, steps=100, batch=16, rate=5e-5)
+    add = parser.add_argument
+    add("--family", choices=tuple(FILES), default="standard")
+    add("--start", type=Path, help="a file that an earlier run wrote")
+    add("--align", type=int, default=1500, help="steps before, of the projector alone")
+    add("--study", type=int, default=1000, help="steps before, of every layer beside the caption")
+    add("--drop-text", type=float, default=0.6)
+    options = finetune.parse(parser)
     tensors = train(options.family, options)
     path = options.out / f"{FILES[options.family]}.safetensors"
     packed.save(tensors, path, {"family": options.family, "steps": str(options.steps)})
     print(f"{path} {path.stat().st_size / 1e6:.2f} MB")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Train the demo UNet: noise prediction on latents, SD1.5's schedule, text dropped one time in ten.
 
-python scripts/python.py scripts/demoset train_base OUT --steps 10000    # CPU; resumes
+python scripts/python.py scripts/demoset base OUT --steps 10000    # CPU; resumes
 ... OUT --steps 12000 --device cuda --batch 128 --samples 60000          # on a GPU
 
 `--early` puts the work where a picture's layout and shapes are decided, the noisiest steps;
@@ -17,14 +17,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from . import narrow
-from . import vae as autoencoder
-from .data import Domain, prepare
-from .host import tokenizer, use_host
-from .text import TextFeatures
+from ..models import narrow
+from . import finetune
+from .data import Domain
 
 STEPS = 1000
-PEAK_RATE = 1.2e-3
 MAX_SNR = 5.0
 EARLY_POWER = 0.6  # timesteps as 1000 u^0.6: one in ten below 250 instead of one in four
 EARLY_MIN_SNR = 0.3  # below it, errors of the picture (not of the noise) count alike
@@ -143,48 +140,32 @@ class Trainer:
         self.average, self.step = state["average"], state["step"]
 
 
-def train(
-    trainer: Trainer, domain: Domain, folder: Path, steps: int, size: int, focus: Focus
-) -> None:
+def train(trainer: Trainer, domain: Domain, options: argparse.Namespace) -> None:
     """Train to `steps` steps (all runs together, so the rates do not hang on the clock)."""
+    steps, focus = options.steps, Focus(options.early, options.single)
     began = saved = time.time()
     losses: list[torch.Tensor] = []
     while trainer.step < steps:
         decay = 0.5 * (1 + math.cos(math.pi * trainer.step / steps))
         warm = min(1, trainer.step / 100 + 0.01)
-        losses.append(trainer.update(domain, size, PEAK_RATE * warm * (0.02 + 0.98 * decay), focus))
+        rate = options.rate * warm * (0.02 + 0.98 * decay)
+        losses.append(trainer.update(domain, options.batch, rate, focus))
         if trainer.step % 50 == 0:
             mean = torch.stack(losses[-50:]).mean().item()
             print(f"{trainer.step} {time.time() - began:.0f}s loss {mean:.4f}", flush=True)
         if time.time() - saved > 180:
             saved = time.time()
-            trainer.save(folder)
-    trainer.save(folder)
+            trainer.save(options.out)
+    trainer.save(options.out)
 
 
 def main() -> None:
     """Parse the command line, prepare the data, train."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument(
-        "--vae", type=Path, default=Path(__file__).parent / "weights/vae.safetensors"
-    )
-    parser.add_argument("--steps", type=int, default=10000)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--samples", type=int, default=6000)
-    parser.add_argument("--seed", type=int, default=11)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
+    parser = finetune.parser(__doc__, steps=10000, batch=16, rate=1.2e-3)
     parser.add_argument("--early", action="store_true")
     parser.add_argument("--single", type=float, default=0.0, metavar="SHARE")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    use_host()
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = TextFeatures(tokenizer(), options.device)
-    weights = autoencoder.load(options.vae, options.device)
-    domain = prepare(options.seed, options.samples, weights, text, options.out)
+    options = finetune.parse(parser)
+    domain = finetune.domain(options)
     trainer = Trainer(narrow.Widths(), options.device, options.seed)
     trainer.resume(options.out)
-    focus = Focus(options.early, options.single)
-    train(trainer, domain, options.out, options.steps, options.batch, focus)
+    train(trainer, domain, options)

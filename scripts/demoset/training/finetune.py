@@ -3,19 +3,19 @@
 import argparse
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from . import data, narrow, scenes
-from . import vae as autoencoder
-from .host import tokenizer, use_host
-from .text import TextFeatures
-
-WEIGHTS = Path(__file__).resolve().parent / "weights"
+from ..host import tokenizer, use_host
+from ..models import narrow
+from ..models import vae as autoencoder
+from ..models.packed import WEIGHTS
+from ..models.text import TextFeatures
+from ..world import scenes
+from . import data
 
 
 def parser(description: str | None, steps: int, batch: int, rate: float) -> argparse.ArgumentParser:
@@ -24,7 +24,7 @@ def parser(description: str | None, steps: int, batch: int, rate: float) -> argp
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     out.add_argument("out", type=Path, help="folder for what is kept between runs, and results")
-    out.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the base")
+    out.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the set's weights")
     out.add_argument("--samples", type=int, default=6000)
     out.add_argument("--steps", type=int, default=steps)
     out.add_argument("--batch", type=int, default=batch)
@@ -101,10 +101,3 @@ def fit(
             mean = torch.stack(losses[-25:]).mean().item()
             print(f"{step} {time.time() - began:.0f}s loss {mean:.4f}", flush=True)
     return average
-
-
-def write_half(state: Mapping[str, torch.Tensor], path: Path) -> Path:
-    """Write a model in fp16, where the host looks for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.half().contiguous() for key, value in state.items()}, path)
-    return path

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from . import scenes
-from .shapes import SHAPES
-from .text import TextFeatures
-from .vae import NarrowVAE
+from ..models.text import TextFeatures
+from ..models.vae import NarrowVAE
+from ..world import scenes
+from ..world.shapes import SHAPES
 
 TWO_OBJECTS = ("and", "next to", "above", "left of")
 
