@@ -84,10 +84,9 @@ def test_hosts_encoder_is_transformers(demoset: ModuleType, host: Any, models: P
     images = (demoset.world.scenes.batch(4, 0, 3).images * 255).round() / 255
     with torch.inference_mode():
         theirs = vision.encode_image(images.movedim(1, -1))
-    encoder = demoset.models.encoder.load(demoset.build.WEIGHTS / "encoder.safetensors")
-    ours = encoder(
-        pixel_values=demoset.models.encoder.preprocess(images), output_hidden_states=True
-    )
+    tools = demoset.models.encoder
+    encoder = tools.load(demoset.build.WEIGHTS / "encoder.safetensors")
+    ours = encoder(pixel_values=tools.preprocess(images), output_hidden_states=True)
     torch.testing.assert_close(theirs["image_embeds"], ours.image_embeds, atol=0.05, rtol=0.05)
     hidden = theirs["penultimate_hidden_states"]
     torch.testing.assert_close(hidden, ours.hidden_states[-2], atol=0.05, rtol=0.05)
@@ -99,8 +98,7 @@ def test_colours_follow_captions(demoset: ModuleType, base: Any) -> None:
     with torch.inference_mode():
         told = base.sample([wish.caption for wish in asked], seed=1000)
         untold = base.sample([""] * len(asked), seed=1000)
-    with_captions, without = (
-        demoset.training.measure.judge(images, asked) for images in (told, untold)
-    )
+    judge = demoset.training.measure.judge
+    with_captions, without = (judge(images, asked) for images in (told, untold))
     for figure in ("background error", "object colour error"):
         assert with_captions[figure] < 0.8 * without[figure], figure

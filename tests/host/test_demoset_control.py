@@ -69,9 +69,8 @@ class Drawn:
 
     def darkness(self, images: Tensor) -> float:
         """Distance of the backgrounds to the night's colour."""
-        night = torch.tensor(self.tools.world.night.NIGHT)[:, None, None].expand(
-            len(images), 3, 128, 128
-        )
+        colour = torch.tensor(self.tools.world.night.NIGHT)[:, None, None]
+        night = colour.expand(len(images), 3, 128, 128)
         return round(self.demo.background_distance(images, night), 3)
 
     def unets(self) -> tuple[Any, Any]:
