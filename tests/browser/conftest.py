@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.page import Editor
-from support.server import ROOT, running, script
+from support.hosts.page import Editor
+from support.hosts.server import ROOT, running, script
 
 PICTURES = ROOT / "tests" / "output"
 

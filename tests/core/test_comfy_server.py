@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.server import ROOT, script
+from support.hosts.server import ROOT, script
 
 comfy_server, formats = script("tools.comfy_server"), script("tools.workflow_formats")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from support.server import ROOT, script
+from support.hosts.server import ROOT, script
 
 environment = script("tools.environment")
 

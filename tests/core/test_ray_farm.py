@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.server import example
+from support.hosts.server import example
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.demoset import Demo, load_demo
+from support.models.demoset import Demo, load_demo
 from torch import Tensor
 
 # What is drawn for the lines: shape, centre, radius. No caption here names a shape.

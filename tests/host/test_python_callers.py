@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.adapters import synthetic_adapter
-from support.parity import model_output
-from support.unets import TINY_SD15, random_adapter
-from support.wires import tiny_wires
+from support.hosts.wires import tiny_wires
+from support.models.adapters import synthetic_adapter
+from support.models.unets import TINY_SD15, random_adapter
+from support.references.parity import model_output
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 class _Inputs:
-    """The inputs part of a `support.unets.Pair`."""
+    """The inputs part of a `support.models.unets.Pair`."""
 
     extra: dict[str, Any] = {}  # noqa: RUF012
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.server import ROOT, THREADS, script
+from support.hosts.server import ROOT, THREADS, script
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support import badfiles
-from support.interface import defaults
-from support.server import script
+from support.hosts.server import script
+from support.models import badfiles
+from support.references.interface import defaults
 
 Node = dict[str, Any]
 INSIGHTFACE = importlib.util.find_spec("insightface") is not None

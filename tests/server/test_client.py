@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.server import ROOT, example, script
+from support.hosts.server import ROOT, example, script
 
 SCALE = {
     "1": {"class_type": "LoadImage", "inputs": {"image": ""}},

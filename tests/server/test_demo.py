@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.server import script
+from support.hosts.server import script
 
 
 @pytest.fixture(scope="module")

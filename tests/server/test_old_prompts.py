@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.interface import INTERFACE
-from support.server import script
+from support.hosts.server import script
+from support.references.interface import INTERFACE
 
 Graph = dict[str, Any]
 SPAN = {"start_at": 0, "end_at": 1}

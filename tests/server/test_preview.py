@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.server import ROOT, script
+from support.hosts.server import ROOT, script
 
 from ipadapter.pictures.images import clip_image
 

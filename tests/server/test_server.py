@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.interface import INTERFACE
-from support.server import ROOT, script
+from support.hosts.server import ROOT, script
+from support.references.interface import INTERFACE
 
 
 def nodes_of_the_pack(server: Any) -> dict[str, dict]:

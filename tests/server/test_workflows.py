@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.server import ROOT, script
+from support.hosts.server import ROOT, script
 
 FOLDER = ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .applied import applied
-from .unets import Pair
+from ..hosts.applied import applied
+from ..models.unets import Pair
 
 State = Mapping[str, Mapping[str, Tensor]]
 

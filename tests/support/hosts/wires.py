@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from .unets import TINY_SD15, Geometry, build_model, random_adapter
-from .vision import tiny_clip_vision
+from ..models.unets import TINY_SD15, Geometry, build_model, random_adapter
+from ..models.vision import tiny_clip_vision
 
 EMBED_DIM = 48
 

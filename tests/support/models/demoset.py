@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .host import Host
-from .server import script
+from ..hosts.process import Host
+from ..hosts.server import script
 
 STEPS, CFG, SEED = 8, 3.0, 17
 # What the references show: shape, its colour, the background's colour.

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-_FILE = Path(__file__).parents[1] / "host" / "interface.json"
+_FILE = Path(__file__).parents[2] / "host" / "interface.json"
 INTERFACE: dict[str, Any] = json.loads(_FILE.read_text("utf-8"))
 
 

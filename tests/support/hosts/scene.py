@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .interface import defaults
-from .unets import Geometry, build_model, build_reference, random_adapter
-from .vision import tiny_clip_vision
+from ..models.unets import Geometry, build_model, build_reference, random_adapter
+from ..models.vision import tiny_clip_vision
+from ..references.interface import defaults
 
 STEPS = 2
 

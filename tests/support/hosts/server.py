@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Threads that wait for each other stand still where other programs keep the cores busy, and the
 # tests' networks are too small to gain by a second one.
 THREADS = int(os.environ.get("IMAGE_PROMPT_TEST_THREADS", "1"))

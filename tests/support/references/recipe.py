@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .unets import Pair
+from ..models.unets import Pair
 
 
 @dataclass(frozen=True, eq=False)

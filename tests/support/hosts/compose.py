@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.unets import TINY_SD15, random_adapter
+from ..references.sampler import Naive, NaiveAdapter, naive
 from .applied import applied, injected
-from .reference import Naive, NaiveAdapter, naive
-from .unets import TINY_SD15, random_adapter
 
 TOLERANCE = 1e-5
 TOKENS = 4

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from support.hosts.server import ROOT, script
 
 from ipadapter.adapters.checkpoint import read_checkpoint
 from ipadapter.pictures.embeds import load_embeds
 
-from .server import ROOT, script
-from .soak_graphs import (
+from .graphs import (
     ADAPTERS,
     LONG_WORK,
     SAVED,
@@ -27,7 +27,7 @@ from .soak_graphs import (
     plain_graph,
     write_models,
 )
-from .soaking import Report
+from .report import Report
 
 PROBE = {"soak_probe": ROOT / "tests" / "soak" / "probe"}
 CACHE = 200  # KB that each of the pack's caches may hold: full within a hundred prompts

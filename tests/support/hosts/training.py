@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .host import Host, host_nodes
-from .unets import Geometry, Pair, build_model, build_pair
-from .vision import tiny_clip_vision
+from ..models.unets import Geometry, Pair, build_model, build_pair
+from ..models.vision import tiny_clip_vision
+from .process import Host, host_nodes
 
 PICTURES = 4
 # The smallest UNet with attn2 in the input, output and middle blocks.

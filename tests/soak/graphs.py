@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ipadapter.adapters.families import Family
+from support.models.adapters import synthetic_adapter
+from support.models.badfiles import FOUR_LAYERS, write_adapter, write_tiny_encoder
+from support.references.interface import defaults
 
-from .adapters import synthetic_adapter
-from .badfiles import FOUR_LAYERS, write_adapter, write_tiny_encoder
-from .interface import defaults
+from ipadapter.adapters.families import Family
 
 ADAPTERS = ("standard.safetensors", "plus.safetensors")
 TYPES = ("linear", "ease in", "style transfer", "style transfer precise", "composition")

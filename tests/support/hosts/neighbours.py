@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.unets import TINY_SD15, host_config
 from .compose import Scene, conditioning, seeded, text
-from .unets import TINY_SD15, host_config
 
 Change = Callable[[Any, Scene], Scene]  # host, scene -> scene
 

@@ -20,7 +20,7 @@ from ipadapter.library.presets import (
     Requirement,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGES = ROOT / "web" / "docs"
 MADE = ("Files", "Inputs", "Outputs")
 ALL_PRESETS = (*UNIFIED_PRESETS, *FACEID_PRESETS, *COMMUNITY_PRESETS)
