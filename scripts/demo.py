@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfy_server import ComfyServer, ServerError, make_base
-from environment import NAME, ROOT, SetUpError, ready, say
+from tools.comfy_server import ComfyServer, ServerError, make_base
+from tools.environment import NAME, ROOT, SetUpError, ready, say
 
 if TYPE_CHECKING:
-    from contact_sheet import Given, Panel
     from PIL.Image import Image
+    from tools.contact_sheet import Given, Panel
 
 OUTPUT = ROOT / "output" / "demo.png"
 # A workflow for those who keep the server: its name in the editor's list of workflows.
@@ -73,8 +73,8 @@ def inside(arguments: argparse.Namespace) -> int:
 
 def demo(arguments: argparse.Namespace) -> Path:
     """Start the server, sample every picture, write the sheet; returns its path."""
-    import demo_models
-    from contact_sheet import SHUFFLED, panels
+    from tools import demo_models
+    from tools.contact_sheet import SHUFFLED, panels
 
     output = arguments.output.resolve()
     models = demo_models.demo_models()
@@ -108,9 +108,9 @@ def demo(arguments: argparse.Namespace) -> Path:
 
 def write_inputs(folder: Path, arguments: argparse.Namespace) -> dict[str, Image]:
     """The pictures and masks that the graphs load, by file name."""
-    import contact_sheet as sheet
-    import demo_models
     from PIL import Image
+    from tools import contact_sheet as sheet
+    from tools import demo_models
 
     def chosen(path: Path | None, default: Image) -> Image:
         return default if path is None else Image.open(path).convert("RGB")
@@ -134,12 +134,12 @@ def write_inputs(folder: Path, arguments: argparse.Namespace) -> dict[str, Image
 
 def write_workflow(server: ComfyServer) -> None:
     """A workflow with the demo's models, for the editor's own list."""
-    from contact_sheet import editor_graph
-    from workflow_formats import editor_format, write
+    from tools.contact_sheet import editor_graph
+    from tools.workflow_formats import editor_format, write
 
     folder = server.base / "user" / "default" / "workflows"
     folder.mkdir(parents=True, exist_ok=True)
-    workflow = editor_format(editor_graph(), server.get("/object_info"))
+    workflow = editor_format(editor_graph(), server.info)
     write(folder / WORKFLOW, workflow)
 
 
@@ -155,9 +155,10 @@ def contact_sheet(
     server: ComfyServer, given: dict[str, Image], panels: Sequence[Panel | Given], steps: int
 ) -> tuple[Image, list[Figures]]:
     """Sample the panels and put all on one sheet; with the figures of those that are measured."""
-    import contact_sheet as sheet
-    from demo_models import layout_distance
     from PIL import Image
+    from tools import contact_sheet as sheet
+    from tools.demo_models import layout_distance
+    from tools.workflow_formats import api_format
 
     if "IMPORT FAILED" in server.log.read_text("utf-8", "replace"):
         raise ServerError(f"ComfyUI cannot import the pack:\n{server.tail()}")
@@ -167,7 +168,7 @@ def contact_sheet(
         if isinstance(panel, sheet.Given):
             rows[panel.row].append((panel.title, given[panel.file]))
             continue
-        graph = sheet.studio_of(panel, steps).graph.nodes
+        graph = api_format(sheet.graph_of(panel, steps), server.info)
         pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in server.pictures(graph)]
         rows[panel.row].append((panel.title, pictures[0]))
         say(f"  {time.monotonic() - started:5.1f} s  {panel.title}")

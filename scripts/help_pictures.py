@@ -7,24 +7,21 @@ Run it in this repository's environment after a change to a node's looks:
 from __future__ import annotations
 
 import io
-import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comfy_server import ComfyServer, make_base
-from environment import NAME, ROOT, say
-from random_models import random_models
+from tools.browser import chromium, editor_page
+from tools.comfy_server import ComfyServer, make_base
+from tools.environment import NAME, ROOT, say
+from tools.random_models import random_models
 
 PAGES = ROOT / "web" / "docs"
 FOLDER = PAGES / "nodes"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 MARGIN, TITLE, COLOURS = 8, 30, 64
-READY = "() => Boolean(window.app?.graph && LiteGraph.registered_node_types.KSampler)"
 # What the pictures show besides defaults: widgets as a user has set them, and the text of a run.
 ADAPTER = "ip-adapter-plus_sd15.safetensors"
 WIDGETS: dict[str, dict[str, Any]] = {
@@ -74,31 +71,13 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="help-") as folder, sync_playwright() as driver:
         base = make_base(Path(folder), {NAME: ROOT}, random_models())
         with ComfyServer(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base) as server:
-            settings = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}
-            server.fetch("/api/settings", json.dumps(settings).encode())
             browser = driver.chromium.launch(executable_path=program)
-            page = browser.new_page(
-                viewport={"width": 1500, "height": 1500}, device_scale_factor=1.5
-            )
-            local = (server.url, "data:", "blob:")
-            page.route(
-                "**/*",
-                lambda route: (
-                    route.continue_() if route.request.url.startswith(local) else route.abort()
-                ),
-            )
-            page.goto(server.url, timeout=120_000)
-            page.wait_for_function(READY, timeout=120_000)
-            for name in names:
-                say(name)
-                write(page, name)
-            browser.close()
+            view = {"width": 1500, "height": 1500}
+            with editor_page(browser, server, [], viewport=view, device_scale_factor=1.5) as page:
+                for name in names:
+                    say(name)
+                    write(page, name)
     return 0
-
-
-def chromium() -> str | None:
-    """The browser's program: CHROMIUM_PATH, or the first one on the path; None if there is none."""
-    return os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def write(page: Any, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from environment import ready
+from tools.environment import ready
 
 
 def main() -> None:

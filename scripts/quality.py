@@ -27,9 +27,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from api_graph import Sampling, Studio
-from comfy_server import ComfyServer, ServerError, make_base
-from environment import NAME, ROOT, SetUpError, ready, say
+from tools.comfy_server import ComfyServer, ServerError, make_base
+from tools.environment import NAME, ROOT, SetUpError, ready, say
+from tools.graph import Base, Graph
+from tools.workflow_formats import api_format
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -102,34 +103,32 @@ def pairs_of(folder: Path, limit: int) -> list[Pair]:
     return pairs[:limit] if limit else pairs
 
 
-def graph_of(setting: Setting, picture: str, options: argparse.Namespace) -> dict[str, Any]:
+def graph_of(setting: Setting, picture: str, options: argparse.Namespace) -> Graph:
     """The graph of one picture: the image prompt alone, several samples."""
-    sampling = Sampling(
-        options.size,
-        options.samples,
-        options.steps,
-        options.cfg,
-        options.sampler,
-        seed=options.seed,
-    )
-    studio = Studio(options.checkpoint, options.clip_vision, sampling)
-    image = studio.picture(picture)
-    combine: dict[str, Any] = {}
+    sampler = {
+        "seed": options.seed,
+        "steps": options.steps,
+        "cfg": options.cfg,
+        "sampler_name": options.sampler,
+        "scheduler": "normal",
+    }
+    size = {"width": options.size, "height": options.size, "batch_size": options.samples}
+    texts = options.prompt, options.checkpoint, options.negative
+    base = Base.of(Graph("quality"), *texts, sampler, **size)
+    names = [picture, *([MIRRORED + picture] if setting.combine else [])]
+    images = [base.graph.add("LoadImage", image=name)["IMAGE"] for name in names]
+    inputs: dict[str, Any] = {"weight": setting.weight, "embeds_scaling": setting.scaling}
     if setting.combine:
-        mirrored = studio.picture(MIRRORED + picture)
-        image = studio.graph.add("ImageBatch", image1=image, image2=mirrored)[0]
-        combine = {"combine_embeds": setting.combine}
-    model = studio.apply(
-        setting.adapter, image, weight=setting.weight, embeds_scaling=setting.scaling, **combine
-    )
-    positive, negative = studio.text(options.prompt), studio.text(options.negative)
-    studio.save("", model, positive, negative, "quality")
-    return studio.graph.nodes
+        pair = base.graph.add("ImageBatch", image1=images[0], image2=images[1])
+        images = [pair["IMAGE"]]
+        inputs["combine_embeds"] = setting.combine
+    base.save(base.prompted(setting.adapter, options.clip_vision, images[0], **inputs))
+    return base.graph
 
 
 def measure(options: argparse.Namespace) -> list[Score]:
     """Start a server, make all samples, judge them."""
-    import judges
+    from tools import judges
 
     if options.folder is None:
         folder = judges.write_scenes(Path(options.work) / "scenes", options.limit or 6)
@@ -170,7 +169,9 @@ def score(
 
     began, by_image, by_text = time.monotonic(), [], []
     for pair, name in pairs:
-        files = server.pictures(graph_of(setting, name, options), seconds=3600)
+        files = server.pictures(
+            api_format(graph_of(setting, name, options), server.info), seconds=3600
+        )
         made = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
         with Image.open(pair.path) as opened:
             picture = opened.convert("RGB")
@@ -271,7 +272,7 @@ def inside(options: argparse.Namespace) -> int:
     options.work = tempfile.mkdtemp(prefix="image-prompt-quality-")
     try:
         if options.folder is None:
-            import demo_models
+            from tools import demo_models
 
             options.models = demo_models.demo_models()
             options.adapter = [demo_models.STANDARD, demo_models.PLUS]

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from environment import ROOT, ready, say
+from tools.environment import ROOT, ready, say
 
 CHECKS: dict[str, tuple[str | Path, ...]] = {
     "format": ("-m", "ruff", "format", "--check", ROOT),

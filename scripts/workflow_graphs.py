@@ -6,9 +6,30 @@ defaults.
 
 from __future__ import annotations
 
-from workflow_parts import SDXL, VIT_H, Base, Graph, Link, graph, graphs
+from collections.abc import Callable
 
-__all__ = ["graphs"]
+from tools.graph import SDXL, VIT_H, Base, Graph, Link
+
+_BUILDERS: list[tuple[str, str, Callable[[Graph], None]]] = []
+
+
+def graph(note: str) -> Callable[[Callable[[Graph], None]], Callable[[Graph], None]]:
+    """Make a function the description of the workflow that bears its name."""
+
+    def register(build: Callable[[Graph], None]) -> Callable[[Graph], None]:
+        _BUILDERS.append((build.__name__, " ".join(note.split()), build))
+        return build
+
+    return register
+
+
+def graphs() -> list[Graph]:
+    """All workflows."""
+    built = []
+    for name, note, build in _BUILDERS:
+        built.append(Graph(name, note))
+        build(built[-1])
+    return built
 
 
 @graph("""Shows what an image prompt does: the same seed without and with it. Put your picture into

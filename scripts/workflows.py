@@ -9,7 +9,6 @@ weights, which the tests run; NAME.jpg the thumbnail, from a run with the traine
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import os
 import shutil
@@ -19,12 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comfy_server import ComfyServer, ServerError, make_base
-from demo_models import configured as with_demo_models
-from demo_models import demo_models, drawing, photograph
-from environment import NAME, ROOT, say
-from random_models import configured, random_models
-from workflow_formats import api_format, editor_format, write
+from tools.comfy_server import ComfyServer, ServerError, make_base
+from tools.demo_models import configured as with_demo_models
+from tools.demo_models import demo_models, drawing, photograph
+from tools.environment import NAME, ROOT, say
+from tools.random_models import configured, random_models
+from tools.workflow_formats import api_format, editor_format, write
 from workflow_graphs import graphs
 
 FOLDER = ROOT / "workflows"
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         if not given.no_run:
             write_thumbnail_inputs(base)
         with ComfyServer(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base) as server:
-            info = server.get("/object_info")
+            info = server.info
             for graph in wanted:
                 write(FOLDER / f"{graph.name}.json", editor_format(graph, info))
                 twin = demo_twin(api_format(graph, info))
@@ -86,12 +85,10 @@ def write_pictures(folder: Path) -> None:
 
 
 def write_face_models(models: Path) -> None:
-    """Stand-ins for InsightFace's model pack, which the tests make; they know that person."""
-    path = ROOT / "tests" / "support" / "face_models.py"
-    spec = importlib.util.spec_from_file_location("face_models", path)
-    module = importlib.util.module_from_spec(spec)  # pyright: ignore[reportArgumentType]
-    spec.loader.exec_module(module)  # pyright: ignore[reportOptionalMemberAccess]
-    module.ensure_pack(models / "insightface", "buffalo_l")
+    """Stand-ins for InsightFace's model pack; they know that person."""
+    from tools.face_models import ensure_pack
+
+    ensure_pack(models / "insightface", "buffalo_l")
 
 
 def demo_twin(graph: dict[str, Any]) -> dict[str, Any]:

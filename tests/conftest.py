@@ -38,10 +38,12 @@ def load_package(name: str, folder: Path) -> ModuleType:
 
 
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+sys.path.append(str(ROOT / "scripts"))  # last, where it shadows nothing
 load_package("ipadapter", ROOT / "ipadapter")
 load_package("support", ROOT / "tests" / "support")
 load_package("bench", ROOT / "tests" / "bench")
-torch.set_num_threads(importlib.import_module("support.server").THREADS)
+load_package("soak", ROOT / "tests" / "soak")
+torch.set_num_threads(importlib.import_module("support.hosts.server").THREADS)
 
 
 def tier_of(path: Path) -> str:
@@ -90,8 +92,9 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A real ComfyUI in this process with the pack loaded into it: a `support.host.Host`."""
-    from support.host import start
+    """A real ComfyUI in this process with the pack loaded into it: a
+    `support.hosts.process.Host`."""
+    from support.hosts.process import start
 
     host = start(tmp_path_factory.mktemp("comfyui"))
     yield host
@@ -101,7 +104,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A real server over HTTP with the pack and the demo's models: a `ComfyServer`."""
-    from support.server import running
+    from support.hosts.server import running
 
     with running(tmp_path_factory.mktemp("server")) as server:
         yield server

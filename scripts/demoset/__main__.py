@@ -11,7 +11,7 @@ COMMANDS = {
     "measure": "sample captions in ComfyUI and print how well the images follow them",
     "vae": "train the autoencoder",
     "encoder": "train the image encoder",
-    "train_base": "train the UNet",
+    "base": "train the UNet",
     "adapters": "train an adapter on it",
     "control": "train the ControlNet for edges",
     "lora": "train the LoRA that makes night",
@@ -25,7 +25,8 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("\n".join(["Commands (each takes --help):", *lines, ""]))
         return 2
     sys.argv = [f"demoset {arguments[0]}", *arguments[1:]]
-    importlib.import_module(f"demoset.{arguments[0]}").main()
+    folder = "" if arguments[0] == "build" else "training."
+    importlib.import_module(f"demoset.{folder}{arguments[0]}").main()
     return 0
 
 

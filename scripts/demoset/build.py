@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from . import adapters, control, encoder, lora, narrow, packed, text, vae
+from .models import adapters, control, encoder, lora, narrow, packed, text, vae
+from .models.packed import WEIGHTS
 
-WEIGHTS = Path(__file__).resolve().parent / "weights"
 CHECKPOINT = Path("checkpoints/demoset.safetensors")
 ENCODER = Path("clip_vision/demoset")
 
@@ -77,7 +77,9 @@ def build(out: Path, weights: Path = WEIGHTS) -> list[Path]:
 def ensure(out: Path) -> bool:
     """`build`, unless what lies below `out` is of these weights and this code already; whether it
     was written."""
-    sources = sorted([*WEIGHTS.glob("*.safetensors"), *Path(__file__).parent.glob("*.py")])
+    here = Path(__file__)
+    models = sorted((here.parent / "models").glob("*.py"))
+    sources = [here, *models, *sorted(WEIGHTS.glob("*.safetensors"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     stamp = out / "demoset.stamp"
     if stamp.is_file() and stamp.read_text("utf-8") == digest:

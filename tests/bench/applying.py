@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from support.adapters import flat, synthetic_adapter
-from support.unets import build_empty_model
+from support.models.adapters import flat, synthetic_adapter
+from support.models.unets import build_empty_model
 
 from .harness import Bench, Row, run_sampler
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from support.host import ROOT
+from support.hosts.process import ROOT
 
 from .harness import Bench, Row
 
@@ -18,7 +18,7 @@ from .harness import Bench, Row
 def encode(bench: Bench) -> Iterator[Row]:
     """Encoding pictures with a tiny encoder: what the pack adds to the encoder itself, and what is
     saved."""
-    from support.vision import tiny_clip_vision
+    from support.models.vision import tiny_clip_vision
 
     vision, spec = bench.module("host.encode"), bench.module("adapters.spec")
     for count in (1, 16, 128):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from support.applied import applied
+from support.hosts.applied import applied
 
 from .harness import Bench, Row, percent, profile, run_sampler
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support import unets
-from support.applied import applied
+from support.hosts.applied import applied
+from support.models import unets
 from torch import Tensor
 
 Row = dict[str, Any]

@@ -31,8 +31,8 @@ def load(name: str, folder: Path) -> None:
 
 def make(folder: Path) -> int:
     """Write the files; return the sum of their nominal sizes."""
-    from support.modelfiles import adapter_file
-    from support.official_files import OFFICIAL_FILES
+    from support.models.modelfiles import adapter_file
+    from support.models.official_files import OFFICIAL_FILES
 
     cycle = itertools.islice(itertools.cycle(OFFICIAL_FILES), FILES)
     paths = [adapter_file(folder / f"{i:02}.safetensors", f.shapes()) for i, f in enumerate(cycle)]

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from support.adapters import flat
-from support.host import host_nodes
-from support.interface import defaults
-from support.scene import picture
-from support.unets import build_empty_model, random_adapter
-from support.vision import tiny_clip_vision
+from support.hosts.process import host_nodes
+from support.hosts.scene import picture
+from support.models.adapters import flat
+from support.models.unets import build_empty_model, random_adapter
+from support.models.vision import tiny_clip_vision
+from support.references.interface import defaults
 
 from .calls import SHAPES
 from .harness import Bench, Forward, Row, percent

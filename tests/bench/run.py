@@ -35,7 +35,7 @@ if __name__ == "__main__":  # a test has loaded these packages by path
 
     load("ipadapter", ROOT / "ipadapter")
 
-from support import host  # noqa: E402
+from support.hosts import process  # noqa: E402
 
 COMMANDS = {
     "attention": "calls",
@@ -109,7 +109,7 @@ def measure(running: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     options = parser().parse_args()
     arguments = [] if options.device.startswith("cuda") else ["--cpu"]
-    running = host.start(
+    running = process.start(
         Path(tempfile.mkdtemp()), (*arguments, *(f"--{name}" for name in options.host))
     )
     import torch

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.page import READY, Editor
-from support.server import ROOT, running, script
+from support.hosts.page import Editor
+from support.hosts.server import ROOT, running, script
 
 PICTURES = ROOT / "tests" / "output"
 
 
 def chromium() -> str:
     """The browser's program."""
-    found = script("help_pictures").chromium()
+    found = script("tools.browser").chromium()
     if not found:
         pytest.skip("needs Chromium; install it or set CHROMIUM_PATH")
     return found
@@ -44,32 +43,10 @@ def browser() -> Iterator[Any]:
 @contextmanager
 def editor(browser: Any, server: Any, vue: bool) -> Iterator[Editor]:
     """The graph editor on a fresh page, with the classic canvas or with Nodes 2.0."""
-    settings = {
-        "Comfy.TutorialCompleted": True,
-        "Comfy.VueNodes.Enabled": vue,
-        "Comfy.Locale": "en",
-        "Comfy.Workflow.Persist": False,
-    }
-    server.fetch("/api/settings", json.dumps(settings).encode())
-    context = browser.new_context(viewport={"width": 1500, "height": 1000})
-    context.set_default_timeout(60_000)
-    context.route("**/*", lambda route: _local_only(route, server.url))
-    page = context.new_page()
     errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    try:
-        page.goto(server.url)
-        page.wait_for_function(READY)
+    view = {"width": 1500, "height": 1000}
+    with script("tools.browser").editor_page(browser, server, errors, vue, viewport=view) as page:
         yield Editor(page, errors, vue)
-    finally:
-        context.close()
-
-
-def _local_only(route: Any, url: str) -> None:
-    if route.request.url.startswith((url, "data:", "blob:")):
-        route.continue_()
-    else:
-        route.abort()
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes2"])

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.help import PAGES
-from support.page import Editor
+from support.hosts.page import Editor
+from support.references.help import PAGES
 
 NAMES = ("IPAdapterUnifiedLoader", "IPAdapterMS", "IPAdapterWeights")
 FREE = b'{"free_memory": true, "unload_models": true}'

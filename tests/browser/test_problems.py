@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.page import Editor
+from support.hosts.page import Editor
 
 LOCALES = Path(__file__).resolve().parents[2] / "locales"
 SHOWN = """() => {

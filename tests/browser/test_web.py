@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.page import Editor
+from support.hosts.page import Editor
 
 EDITOR = ".image-prompt-layers svg"
 PART = ".image-prompt-layers"

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from support.server import ROOT, script
+from support.hosts.server import ROOT, script
 
 FOLDER = ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import naive
+from support.references import naive
 from torch import Tensor
 
 from ipadapter.attention import by_head

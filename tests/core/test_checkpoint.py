@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.adapters import flat, shapes_of, synthetic_adapter
-from support.modelfiles import adapter_file
+from support.models.adapters import flat, shapes_of, synthetic_adapter
+from support.models.modelfiles import adapter_file
 
 from ipadapter.adapters.checkpoint import checkpoint_from_dict, read_checkpoint
 from ipadapter.adapters.families import Family

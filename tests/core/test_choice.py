@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.adapters import synthetic_adapter
-from support.modelfiles import (
+from support.models.adapters import synthetic_adapter
+from support.models.modelfiles import (
     ENCODER_FILES,
     adapter_file,
     lora_shapes,
     sparse_safetensors,
 )
-from support.modelfolders import Models, official
-from support.official_files import OFFICIAL_FILES
+from support.models.modelfolders import Models, official
+from support.models.official_files import OFFICIAL_FILES
 
 from ipadapter.adapters.families import Family
 from ipadapter.errors import plain_text

@@ -1,4 +1,4 @@
-"""scripts/comfy_server.py against a stand-in host: no server outlives us, and the formats."""
+"""scripts/tools/comfy_server.py against a stand-in host: no server outlives us, and the formats."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.server import ROOT, script
+from support.hosts.server import ROOT, script
 
-comfy_server = script("comfy_server")
+comfy_server, formats = script("tools.comfy_server"), script("tools.workflow_formats")
 
 STAND_IN = """
 import http.server, sys
@@ -29,7 +29,7 @@ http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 START_AND_HANG = """
 import pathlib, sys, time
 sys.path.append(sys.argv[1])
-from comfy_server import ComfyServer
+from tools.comfy_server import ComfyServer
 host, base = map(pathlib.Path, sys.argv[2:4])
 with ComfyServer(pathlib.Path(sys.executable), host, base, int(sys.argv[4])):
     print("ready", flush=True)
@@ -146,8 +146,8 @@ def test_editor_format_becomes_api_format() -> None:
         "links": [[5, 1, 0, 2, 0, "MODEL"]],
     }
     with pytest.raises(comfy_server.ServerError, match="no node Loader"):
-        comfy_server.to_api(workflow, {})
-    assert comfy_server.to_api(workflow, info) == {
+        formats.to_api(workflow, {})
+    assert formats.to_api(workflow, info) == {
         "1": {"class_type": "Loader", "inputs": {"file": "a.png"}},
         "2": {"class_type": "Sampler", "inputs": {"seed": 7, "name": "ddim", "model": ["1", 0]}},
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.modelfiles import adapter_file, encoder_shapes, lora_shapes, sparse_safetensors
-from support.official_files import OFFICIAL_FILES
+from support.models.modelfiles import adapter_file, encoder_shapes, lora_shapes, sparse_safetensors
+from support.models.official_files import OFFICIAL_FILES
 
 from ipadapter.bases.unet import BASES
 from ipadapter.library.doctor import DoctorSubject, ModelFacts, ModelFolders, report

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from support.help import PAGES, ROOT
-from support.interface import INTERFACE
-from support.official_files import OFFICIAL_FILES
+from support.models.official_files import OFFICIAL_FILES
+from support.references.help import PAGES, ROOT
+from support.references.interface import INTERFACE
 
 from ipadapter.library.presets import ENCODER_SOURCES, OFFICIAL
 from ipadapter.pictures.faces import PACKS

@@ -1,23 +1,36 @@
-"""The logic of scripts/environment.py, with a stand-in for pip: nothing is downloaded."""
+"""scripts/tools/environment.py with stand-ins for uv and pip: nothing is downloaded."""
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
-from support.server import script
+from support.hosts.server import ROOT, script
 
-environment = script("environment")
+environment = script("tools.environment")
 
-FAKE_PIP = """
+# A stand-in for an installer: notes what it was asked for, and fails where its name is in FAILS.
+INSTALLER = """
+import os, pathlib, sys
+me = pathlib.Path(__file__).parent
+with (me.parent / "calls.txt").open("a") as calls:
+    calls.write(" ".join([me.name, *sys.argv[1:]]) + "\\n")
+print("what", me.name, "says")
+sys.exit(me.name in os.environ["FAILS"])
+"""
+PACKAGED = environment.HOST_FOLDER
+HOLD_THE_LOCK = """
 import pathlib, sys
-calls = pathlib.Path(sys.argv[0]).with_name("calls.txt")
-previous = calls.read_text() if calls.exists() else ""
-calls.write_text(previous + " ".join(sys.argv[1:]) + "\\n")
-print("Downloading torch-2.11.0-cp311-x86_64.whl (530.2 MB)")
-sys.exit(len(previous.splitlines()) < FAILURES)
+sys.path.append(sys.argv[1])
+from tools.environment import _only_one
+with _only_one():
+    pathlib.Path(sys.argv[2]).touch()
+    sys.stdin.read()
 """
 
 
@@ -43,30 +56,38 @@ def fake_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Replaces what downloads; the list it returns tells what was asked for."""
-    asked: list[str] = []
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replaces what runs programs; the list it returns tells what they were asked for."""
+    words: list[str] = []
 
-    def make_venv(folder: Path) -> None:
-        interpreter = environment.interpreter(folder)
-        interpreter.parent.mkdir(parents=True, exist_ok=True)
-        interpreter.write_text("", "utf-8")
-        asked.append("venv")
+    def run(python: Path, *arguments: str) -> None:
+        words.extend(arguments)
+        if "venv" in arguments:
+            pretend(Path(arguments[-1]) / "Scripts" / "python.exe")
+            pretend(Path(arguments[-1]) / "bin" / "python")
+        if "--target" in arguments:
+            unpacked = Path(arguments[-1]) / PACKAGED
+            for name in ("main.py", "folder_paths.py", "requirements.txt", "comfy/sd.py"):
+                pretend(unpacked / name)
+            pretend(unpacked / environment.HOST_LEAVES)
 
-    monkeypatch.setattr(environment, "_make_venv", make_venv)
-    monkeypatch.setattr(environment, "_check", lambda python: None)
-    monkeypatch.setattr(environment, "_install", lambda python, wanted: asked.extend(wanted))
-    monkeypatch.setattr(environment, "_pip", lambda python, arguments: asked.extend(arguments))
-    monkeypatch.setattr(environment, "_serves", lambda python: False)
-    return asked
+    monkeypatch.setattr(environment, "_run", run)
+    return words
 
 
-def fake_pip(folder: Path, failures: int) -> Path:
-    (folder / "pip").mkdir()
-    program = FAKE_PIP.replace("FAILURES", str(failures))
-    (folder / "pip" / "__main__.py").write_text(program, "utf-8")
-    (folder / "pip" / "__init__.py").write_text("", "utf-8")
-    return folder / "pip" / "calls.txt"
+def pretend(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+@pytest.fixture
+def installers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
+    """Stand-ins for uv and pip; returns the file with their calls."""
+    for name in ("uv", "pip"):
+        pretend(tmp_path / "programs" / name / "__init__.py")
+        (tmp_path / "programs" / name / "__main__.py").write_text(INSTALLER, "utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "programs"))
+    return tmp_path / "programs" / "calls.txt"
 
 
 def test_cache_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,85 +118,146 @@ def test_folder_without_comfyui_is_refused(
 ) -> None:
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     with pytest.raises(environment.SetUpError, match=r"COMFYUI_PATH is .* no main\.py"):
-        environment.ensure()
+        environment.ready()
 
 
-def test_environment_is_made_once(cache: Path, fake_host: Path, install: list[str]) -> None:
-    first = environment.ensure(tools=True)
+def test_groups_are_what_other_programs_read() -> None:
+    """Python 3.10 has no reader of TOML, so the script reads lines; newer ones have one."""
+    tomllib = pytest.importorskip("tomllib")
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["dependency-groups"]
+    assert {name: environment.group(name) for name in groups} == groups
+    assert {"installers", "host", "runtime", "tools", "references"} == groups.keys()
+
+
+def test_environment_is_made_once(cache: Path, fake_host: Path, asked: list[str]) -> None:
+    first = environment.ready(tools=True)
     assert first.host == fake_host
-    assert {"torch", "einops", "requests", "pytest", "--no-deps"} <= set(install)
-    install.clear()
-    assert environment.ensure(tools=True) == first
-    assert install == []
+    assert {"venv", "runtime", "einops", "tools", "references", "--no-deps"} <= set(asked)
+    assert not any(word.startswith("comfyui-workflow-templates") for word in asked)
+    asked.clear()
+    assert environment.ready(tools=True) == first
+    assert asked == []
+
+
+def test_packaged_host_is_unpacked_once(
+    cache: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    host = environment.ready().host
+    assert host == cache / environment.HOST_NAME
+    assert (host / "comfy" / "sd.py").is_file()
+    assert not (host / environment.HOST_LEAVES).exists()
+    assert not list(cache.glob("host-*"))
+    assert environment.ready(tools=True).host == host
+    assert asked.count("host") == 1
 
 
 def test_tools_are_added_to_an_environment_without_them(
-    cache: Path, fake_host: Path, install: list[str]
+    cache: Path, fake_host: Path, asked: list[str]
 ) -> None:
-    environment.ensure()
-    assert "pytest" not in install
-    install.clear()
-    environment.ensure(tools=True)
-    assert "pytest" in install and "venv" not in install
+    environment.ready()
+    assert "tools" not in asked
+    asked.clear()
+    environment.ready(tools=True)
+    assert "tools" in asked and "venv" not in asked
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, environment.SetUpError])
 def test_interrupted_install_is_made_anew(
-    cache: Path, fake_host: Path, install: list[str], monkeypatch: pytest.MonkeyPatch
+    error: type[BaseException],
+    cache: Path,
+    fake_host: Path,
+    asked: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupt(python: Path, wanted: Any) -> NoReturn:
-        raise KeyboardInterrupt
+    def interrupt(python: Path, *wanted: str) -> NoReturn:
+        raise error
 
     with monkeypatch.context() as broken:
         broken.setattr(environment, "_install", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            environment.ensure()
-    environment.ensure()
-    assert install.count("venv") == 2
+        with pytest.raises(error) if error is KeyboardInterrupt else contextlib.nullcontext():
+            environment.ready()
+    environment.ready()
+    assert asked.count("venv") == 2
 
 
 def test_existing_interpreter_serves_where_an_install_fails(
-    cache: Path, fake_host: Path, install: list[str], monkeypatch: pytest.MonkeyPatch
+    cache: Path, fake_host: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(python: Path, wanted: Any) -> NoReturn:
+    def fail(python: Path, *wanted: str) -> NoReturn:
         raise environment.SetUpError("no network")
 
     monkeypatch.setattr(environment, "_install", fail)
+    assert environment.ready().python == Path(sys.executable)
+    assert asked[-1] == environment.WORKS
+    monkeypatch.setattr(environment, "_run", fail)
     with pytest.raises(environment.SetUpError, match="no network"):
-        environment.ensure()
-    monkeypatch.setattr(environment, "_serves", lambda python: True)
-    assert environment.ensure().python == Path(sys.executable)
+        environment.ready()
 
 
-def test_pip_is_tried_once_more(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_without_a_host_of_its_own_a_failed_install_ends_it(
+    cache: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = fake_pip(tmp_path, failures=1)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    environment._pip(Path(sys.executable), ["install", "torch"])
-    assert len(calls.read_text("utf-8").splitlines()) == 2
-    assert "downloading torch (530.2 MB)" in capsys.readouterr().out
+    def fail(python: Path, *wanted: str) -> NoReturn:
+        raise environment.SetUpError("no network")
 
-
-def test_pip_that_fails_twice_is_shown(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_pip(tmp_path, failures=2)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(environment.SetUpError, match=r"pip install failed(.|\n)*530\.2 MB"):
-        environment._pip(Path(sys.executable), ["install", "torch"])
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.setattr(environment, "_install", fail)
+    with pytest.raises(SystemExit, match="no network"):
+        environment.ready()
 
 
 @pytest.mark.parametrize(
-    ("line", "shown"),
-    [
-        ("  Downloading numpy-2.4.6-cp311.whl (16.2 MB)\n", "  downloading numpy (16.2 MB)"),
-        ("  Downloading ruff-0.17.6.whl.metadata (25 kB)\n", None),
-        ("Collecting numpy\n", None),
-        ("Installing collected packages: a, b, c\n", "  installing 3 packages"),
-    ],
+    ("fails", "called", "ends"),
+    [("", ["uv"], False), ("uv", ["uv", "pip"], False), ("uv pip", ["uv", "pip"], True)],
 )
-def test_progress_shows_large_steps_only(line: str, shown: bool) -> None:
-    assert environment.progress(line) == shown
+def test_pip_installs_where_uv_fails(
+    fails: str,
+    called: list[str],
+    ends: bool,
+    installers: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FAILS", fails)
+    failure = pytest.raises(environment.SetUpError, match="pip install torch failed")
+    with failure if ends else contextlib.nullcontext():
+        environment._install(Path(sys.executable), "torch")
+    calls = installers.read_text("utf-8").splitlines()
+    assert [call.split()[0] for call in calls] == called
+    assert all(call.endswith(" torch") for call in calls)
+    assert f"what {called[-1]} says" in capfd.readouterr().out
+
+
+def test_uv_keeps_its_files_in_the_cache(
+    installers: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "told.txt"
+    show = f"import os; open({str(told)!r}, 'w').write(os.environ['UV_CACHE_DIR'])"
+    monkeypatch.delenv("UV_CACHE_DIR", raising=False)
+    environment._run(Path(sys.executable), "-c", show)
+    assert told.read_text("utf-8") == str(cache / "uv")
+
+
+def test_one_process_at_a_time_makes_environments(cache: Path, tmp_path: Path) -> None:
+    """A second one waits; the lock of a killed one is free."""
+    command = [sys.executable, "-c", HOLD_THE_LOCK, str(ROOT / "scripts")]
+    first, second = (tmp_path / name for name in ("first", "second"))
+    with subprocess.Popen([*command, str(first)], stdin=subprocess.PIPE) as holder:
+        appears(first)
+        with subprocess.Popen([*command, str(second)], stdin=subprocess.PIPE) as waiter:
+            time.sleep(2)
+            assert not second.exists()
+            holder.kill()
+            appears(second)
+            waiter.kill()
+
+
+def appears(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_children_find_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The host's models/insightface with both packs."""
     pytest.importorskip("onnx")
     pytest.importorskip("skimage")
-    from support.face_models import write_pack
+    from tools.face_models import write_pack
 
     root = tmp_path_factory.mktemp("insightface")
     for pack in PACKS:
@@ -42,7 +42,7 @@ def analysis(models: Path) -> Any:
 @pytest.fixture(scope="module")
 def photograph(models: Path) -> Tensor:
     """(1, 512, 512, 3) the astronaut."""
-    from support.face_models import astronaut
+    from tools.face_models import astronaut
 
     return torch.from_numpy(astronaut().copy())[None].float() / 255
 
@@ -60,7 +60,7 @@ def test_packs_load_with_detection_and_recognition_only(models: Path, pack: str)
 
 @pytest.mark.parametrize("size", CROP_SIZES.values())
 def test_face_of_the_photograph(analysis: Any, photograph: Tensor, size: int) -> None:
-    from support.face_models import KEYPOINTS
+    from tools.face_models import KEYPOINTS
 
     found = find_faces(analysis, photograph, size)
     assert found.raw.shape == (1, 512) and found.crops.shape == (1, size, size, 3)
@@ -98,7 +98,7 @@ def test_detection_leaves_the_shared_detector_as_it_was(analysis: Any, photograp
 def test_large_faces_are_found_at_smaller_sizes_or_with_a_border(
     analysis: Any, photograph: Tensor, left: int, top: int, side: int, border: int
 ) -> None:
-    from support.face_models import KEYPOINTS
+    from tools.face_models import KEYPOINTS
 
     part = photograph[:, top : top + side, left : left + side]
     assert len(find_faces(analysis, part, 224).raw) == 1

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.adapters import synthetic_adapter
-from support.modelfiles import (
+from support.models.adapters import synthetic_adapter
+from support.models.modelfiles import (
     ENCODER_FILES,
     adapter_file,
     encoder_shapes,

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.adapters import flat, synthetic_adapter
-from support.bounds import MEASURES_MEMORY, forget_peak, peak
+from support.models.adapters import flat, synthetic_adapter
+from support.references.bounds import MEASURES_MEMORY, forget_peak, peak
 
 from ipadapter.adapters.adapter import Adapter
 from ipadapter.adapters.checkpoint import read_checkpoint

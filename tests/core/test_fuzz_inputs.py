@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.bounds import Bound, cases
+from support.references.bounds import Bound, cases
 from torch import Tensor
 
 from ipadapter.attention.mask import check_mask, mask_rows

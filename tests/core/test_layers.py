@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import pytest
-from support.layouts import FOUR, SD15, SDXL, SSD1B, VEGA, rules_of
+from support.models.layouts import FOUR, SD15, SDXL, SSD1B, VEGA, rules_of
 
 from ipadapter.attention.folding import LayerRule, Source
 from ipadapter.attention.weight_types import WEIGHT_TYPES, WeightType

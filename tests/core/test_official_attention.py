@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.official import official
+from support.references.official import official
 from torch import Tensor
 
 from ipadapter.attention.decoupled import add_image_attention, image_attention

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import naive
+from support.references import naive
 from torch import Tensor
 
 from ipadapter.attention.attn2_patch import AttentionPatch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.adapters import synthetic_adapter
+from support.models.adapters import synthetic_adapter
 
 from ipadapter.adapters.adapter import build_projector
 from ipadapter.adapters.families import Family

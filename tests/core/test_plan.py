@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.layouts import SD15, SDXL, layout_of, rules_of
-from support.unets import TINY_SD15, random_adapter
+from support.models.layouts import SD15, SDXL, layout_of, rules_of
+from support.models.unets import TINY_SD15, random_adapter
 from torch import Tensor
 
 from ipadapter.adapters.adapter import Adapter

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.adapters import shapes_of, synthetic_adapter
-from support.official import official
+from support.models.adapters import shapes_of, synthetic_adapter
+from support.references.official import official
 from torch import Tensor, nn
 
 from ipadapter.adapters.adapter import build_projector

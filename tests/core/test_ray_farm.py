@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.server import script
+from support.hosts.server import example
 
 
 @pytest.fixture(scope="module")
 def farm() -> Any:
-    return script("ray_farm")
+    return example("ray_farm")
 
 
 def links(graph: dict[str, Any]) -> set[str]:

@@ -5,8 +5,8 @@ called.
 from __future__ import annotations
 
 import pytest
-from support.adapters import shapes_of, synthetic_adapter
-from support.official_files import OFFICIAL_FILES, OfficialFile
+from support.models.adapters import shapes_of, synthetic_adapter
+from support.models.official_files import OFFICIAL_FILES, OfficialFile
 
 from ipadapter.adapters.families import FaceVersion, Family, default_face_version
 from ipadapter.adapters.spec import AdapterSpec, identify

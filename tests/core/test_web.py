@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.layouts import SD15, SDXL, rules_of
+from support.models.layouts import SD15, SDXL, rules_of
 
 from ipadapter.attention.folding import Source
 from ipadapter.attention.weight_texts import parse_layer_weights, parse_weights

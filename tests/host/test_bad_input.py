@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.adapters import flat, synthetic_adapter
-from support.modelfiles import encoder_shapes, lora_shapes, sparse_safetensors
-from support.scene import Scene
-from support.unets import (
+from support.hosts.scene import Scene
+from support.models.adapters import flat, synthetic_adapter
+from support.models.modelfiles import encoder_shapes, lora_shapes, sparse_safetensors
+from support.models.unets import (
     FULL_SD15,
     FULL_SDXL,
     TINY_SD15,
@@ -29,7 +29,7 @@ from support.unets import (
     patcher,
     random_adapter,
 )
-from support.vision import tiny_clip_vision
+from support.models.vision import tiny_clip_vision
 
 from ipadapter.errors import plain_text
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,15 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def demoset() -> ModuleType:
     """The package `scripts/demoset` with its modules imported."""
-    sys.path.append(str(ROOT / "scripts"))
     import demoset.build
-    import demoset.measure
+    import demoset.training.measure
 
     return demoset
 
@@ -34,14 +30,14 @@ def models(demoset: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="module")
 def base(demoset: ModuleType, host: Any, models: Path) -> Any:
     """The checkpoint as the host's loader gives it."""
-    return demoset.measure.load_base(models / demoset.build.CHECKPOINT)
+    return demoset.training.measure.load_base(models / demoset.build.CHECKPOINT)
 
 
 def test_wide_unet_is_the_narrow_one(demoset: ModuleType, host: Any) -> None:
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-    from random_models import UNET
+    from tools.random_models import UNET
 
-    narrow = demoset.narrow
+    narrow = demoset.models.narrow
     state, widths = narrow.load(demoset.build.WEIGHTS / "unet.safetensors")
     small = narrow.NarrowUNet(widths)
     small.load_state_dict(state)
@@ -58,7 +54,7 @@ def test_wide_unet_is_the_narrow_one(demoset: ModuleType, host: Any) -> None:
 
 def test_text_features_are_the_hosts(demoset: ModuleType, base: Any) -> None:
     captions = ["a red circle on a blue background", ""]
-    ours = demoset.text.TextFeatures(demoset.host.tokenizer())(captions)
+    ours = demoset.models.text.TextFeatures(demoset.host.tokenizer())(captions)
     for caption, features in zip(captions, ours, strict=True):
         with torch.inference_mode():
             theirs = base.clip.encode_from_tokens_scheduled(base.clip.tokenize(caption))[0][0]
@@ -66,8 +62,8 @@ def test_text_features_are_the_hosts(demoset: ModuleType, base: Any) -> None:
 
 
 def test_host_vae_gives_the_latents_of_training(demoset: ModuleType, base: Any) -> None:
-    images = demoset.scenes.batch(3, 0, 2).images
-    narrow = demoset.vae.load(demoset.build.WEIGHTS / "vae.safetensors")
+    images = demoset.world.scenes.batch(3, 0, 2).images
+    narrow = demoset.models.vae.load(demoset.build.WEIGHTS / "vae.safetensors")
     latents = base.vae.encode(images.movedim(1, -1))
     seen = base.model.model.process_latent_in(latents)
     torch.testing.assert_close(seen, narrow.encode(images), atol=1e-3, rtol=1e-3)
@@ -85,11 +81,12 @@ def test_hosts_encoder_is_transformers(demoset: ModuleType, host: Any, models: P
         comfy.utils.load_torch_file(str(folder / "model.safetensors"))
     )
     assert not missing and not unexpected
-    images = (demoset.scenes.batch(4, 0, 3).images * 255).round() / 255
+    images = (demoset.world.scenes.batch(4, 0, 3).images * 255).round() / 255
     with torch.inference_mode():
         theirs = vision.encode_image(images.movedim(1, -1))
-    encoder = demoset.encoder.load(demoset.build.WEIGHTS / "encoder.safetensors")
-    ours = encoder(pixel_values=demoset.encoder.preprocess(images), output_hidden_states=True)
+    tools = demoset.models.encoder
+    encoder = tools.load(demoset.build.WEIGHTS / "encoder.safetensors")
+    ours = encoder(pixel_values=tools.preprocess(images), output_hidden_states=True)
     torch.testing.assert_close(theirs["image_embeds"], ours.image_embeds, atol=0.05, rtol=0.05)
     hidden = theirs["penultimate_hidden_states"]
     torch.testing.assert_close(hidden, ours.hidden_states[-2], atol=0.05, rtol=0.05)
@@ -97,10 +94,11 @@ def test_hosts_encoder_is_transformers(demoset: ModuleType, host: Any, models: P
 
 @pytest.mark.slow
 def test_colours_follow_captions(demoset: ModuleType, base: Any) -> None:
-    asked = demoset.measure.wishes(12)
+    asked = demoset.training.measure.wishes(12)
     with torch.inference_mode():
         told = base.sample([wish.caption for wish in asked], seed=1000)
         untold = base.sample([""] * len(asked), seed=1000)
-    with_captions, without = (demoset.measure.judge(images, asked) for images in (told, untold))
+    judge = demoset.training.measure.judge
+    with_captions, without = (judge(images, asked) for images in (told, untold))
     for figure in ("background error", "object colour error"):
         assert with_captions[figure] < 0.8 * without[figure], figure

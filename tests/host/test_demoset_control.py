@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.demoset import Demo, load_demo
+from support.models.demoset import Demo, load_demo
 from torch import Tensor
 
 # What is drawn for the lines: shape, centre, radius. No caption here names a shape.
@@ -29,13 +29,13 @@ class Drawn:
 
     def __init__(self, demo: Demo) -> None:
         self.demo, self.tools = demo, demo.tools
-        self.control, self.lora = demo.tools.control, demo.tools.lora
+        self.control, self.lora = demo.tools.models.control, demo.tools.models.lora
         self.weights = demo.tools.build.WEIGHTS
 
     @cached_property
     def pictures(self) -> Tensor:
         """A black shape on white for each entry of DRAWN, (4, 3, 128, 128)."""
-        scenes, drawn = self.tools.scenes, []
+        scenes, drawn = self.tools.world.scenes, []
         for shape, centre, radius in DRAWN:
             item = scenes.Item(shape, "black", "plain", "medium", "centre", centre, radius, 0.0)
             scene = scenes.Scene("white", None, False, (item,))
@@ -69,15 +69,16 @@ class Drawn:
 
     def darkness(self, images: Tensor) -> float:
         """Distance of the backgrounds to the night's colour."""
-        night = torch.tensor(self.lora.NIGHT)[:, None, None].expand(len(images), 3, 128, 128)
+        colour = torch.tensor(self.tools.world.night.NIGHT)[:, None, None]
+        night = colour.expand(len(images), 3, 128, 128)
         return round(self.demo.background_distance(images, night), 3)
 
     def unets(self) -> tuple[Any, Any]:
         """The base as stored and as the host's class, in fp32."""
         from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-        from random_models import UNET
+        from tools.random_models import UNET
 
-        narrow = self.tools.narrow
+        narrow = self.tools.models.narrow
         state, widths = narrow.load(self.weights / "unet.safetensors")
         small, wide = narrow.NarrowUNet(widths), UNetModel(**UNET, device="cpu")
         small.load_state_dict(state)
@@ -136,9 +137,9 @@ def test_wide_control_net_is_the_narrow_one(
         model_options={"dtype": torch.float32},
     ).control_model
     added, theirs = small(*inputs, hint), wide(inputs[0], hint, *inputs[1:])
-    used = drawn.tools.narrow.Indices(small.widths).channels
+    used = drawn.tools.models.narrow.Indices(small.widths).channels
     for ours, out in zip(added, [*theirs["output"], *theirs["middle"]], strict=True):
-        assert close(out, drawn.tools.narrow.spread(ours, (None, used)))
+        assert close(out, drawn.tools.models.narrow.spread(ours, (None, used)))
     small_base, wide_base = drawn.unets()
     assert close(wide_base(*inputs, control=theirs), small_base(*inputs, added))
 
@@ -147,7 +148,7 @@ def test_wide_control_net_is_the_narrow_one(
 def test_wide_lora_is_the_narrow_one(drawn: Drawn, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
     import comfy.lora
 
-    state, widths = drawn.tools.narrow.load(drawn.weights / drawn.lora.STORED)
+    state, widths = drawn.tools.models.narrow.load(drawn.weights / drawn.lora.STORED)
     small, wide = drawn.unets()
     plain, weights = small(*inputs), wide.state_dict()
     drawn.lora.attach(small)
@@ -165,7 +166,7 @@ def test_wide_lora_is_the_narrow_one(drawn: Drawn, inputs: tuple[Tensor, Tensor,
 def test_lines_are_followed(drawn: Drawn) -> None:
     from comfy.controlnet import load_controlnet_state_dict
 
-    state, widths = drawn.tools.narrow.load(drawn.weights / drawn.control.STORED)
+    state, widths = drawn.tools.models.narrow.load(drawn.weights / drawn.control.STORED)
     broken = load_controlnet_state_dict(drawn.control.widen(shuffled(state), widths))
     found = {
         "led": drawn.overlap(drawn.demo.sample(caption=CAPTION, control=drawn.led)),
@@ -191,7 +192,7 @@ def test_image_prompt_colours_what_lines_shape(drawn: Drawn) -> None:
 def test_lora_makes_night(drawn: Drawn) -> None:
     from comfy.sd import load_lora_for_models
 
-    state, widths = drawn.tools.narrow.load(drawn.weights / drawn.lora.STORED)
+    state, widths = drawn.tools.models.narrow.load(drawn.weights / drawn.lora.STORED)
     changed = drawn.lora.widen(shuffled(state), widths)
     broken, _ = load_lora_for_models(drawn.demo.model, None, changed, 1.0, 0)
     night = drawn.night(drawn.demo.model)

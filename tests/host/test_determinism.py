@@ -23,7 +23,7 @@ def load(name, path):
     return module
 test = Path(sys.argv[1])
 load("conftest", test.parents[1] / "conftest.py")
-from support.host import start
+from support.hosts.process import start
 host = start(Path(sys.argv[2]))
 print("digest", load("determinism", test).digest(host), flush=True)
 host.release()
@@ -32,8 +32,8 @@ host.release()
 
 def digest(host: Any) -> str:
     """Of the latents of a graph with all that is random, several adapters and a mask."""
-    from support.scene import Scene, picture
-    from support.unets import TINY_SD15
+    from support.hosts.scene import Scene, picture
+    from support.models.unets import TINY_SD15
 
     scene = Scene.build(host, TINY_SD15, plus=True)
     settings = {"type": "shuffle", "strength": 0.6, "blur": 2}

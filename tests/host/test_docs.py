@@ -10,8 +10,8 @@ import os
 from typing import Any
 
 import pytest
-from support import help as manual
-from support.help import PAGES, ROOT, english, inputs_of, renewed
+from support.references import help as manual
+from support.references.help import PAGES, ROOT, english, inputs_of, renewed
 
 LOCALES = ROOT / "locales"
 LANGUAGES = ("en", "ja", "zh")

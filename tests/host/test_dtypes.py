@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.scene import STEPS, Scene
-from support.unets import (
+from support.hosts.scene import STEPS, Scene
+from support.models.unets import (
     TINY_SD15,
     build_model,
     build_reference,

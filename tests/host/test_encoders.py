@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.encoders import (
+from support.models.encoders import (
     OFFICIAL,
     SMALL,
     clip,
@@ -25,7 +25,7 @@ from support.encoders import (
     siglip,
     with_weights,
 )
-from support.vision import tiny_clip_vision
+from support.models.vision import tiny_clip_vision
 from torch import Tensor
 
 SMALL_CLIP = {**SMALL, "projection_dim": 48}
@@ -293,7 +293,7 @@ def dino(path: Path) -> Any:
 
 def check(host: Any, encoder: Any, family: str, base: str) -> str:
     """What `check_encoder` says for an adapter of this family."""
-    from support.adapters import synthetic_adapter
+    from support.models.adapters import synthetic_adapter
 
     parts = host.module("ipadapter.adapters.checkpoint").checkpoint_from_dict(
         synthetic_adapter(family, base), "adapter.bin"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.adapters import synthetic_adapter
-from support.unets import TINY_SD15, TINY_SDXL, build_model
-from support.vision import tiny_clip_vision
+from support.models.adapters import synthetic_adapter
+from support.models.unets import TINY_SD15, TINY_SDXL, build_model
+from support.models.vision import tiny_clip_vision
 
 CASES = {
     "FaceID": ("SD1.5", "IPAdapterFaceID"),
@@ -25,7 +25,7 @@ GEOMETRY = {"SD1.5": TINY_SD15, "SDXL": TINY_SDXL}
 @pytest.fixture(scope="module")
 def analysis(host: Any) -> Any:
     pytest.importorskip("insightface")
-    from support.face_models import ensure_pack
+    from tools.face_models import ensure_pack
 
     ensure_pack(host.base / "models" / "insightface", "buffalo_l")
     (loaded,) = host.call("IPAdapterInsightFaceLoader", provider="CPU", model_name="buffalo_l")
@@ -34,7 +34,7 @@ def analysis(host: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def photograph() -> torch.Tensor:
-    from support.face_models import astronaut
+    from tools.face_models import astronaut
 
     return torch.from_numpy(astronaut().copy())[None].float() / 255
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.bounds import Bound, cases
-from support.scene import Scene
-from support.unets import TINY_SD15
+from support.hosts.scene import Scene
+from support.models.unets import TINY_SD15
+from support.references.bounds import Bound, cases
 from torch import Tensor
 
 SECONDS = 20.0  # of processor time per case, with sampling

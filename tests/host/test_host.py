@@ -36,7 +36,7 @@ def test_runs_a_graph_of_core_nodes(host: Any) -> None:
 
 
 def test_node_errors_are_raised_with_their_message(host: Any) -> None:
-    from support.host import GraphError
+    from support.hosts.process import GraphError
 
     graph = {
         "1": {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.interface import INTERFACE
+from support.references.interface import INTERFACE
 
 FACES = ("IPAdapterFaceID", "IPAAdapterFaceIDBatch", "IPAdapterFaceIDKolors")
 # Inputs that only this pack has.

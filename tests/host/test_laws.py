@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.scene import Scene, picture, snapshot
-from support.unets import TINY_SD15, TINY_SDXL
+from support.hosts.scene import Scene, picture, snapshot
+from support.models.unets import TINY_SD15, TINY_SDXL
 from torch import Tensor
 
 NOTHING = 1e-6  # relative to the largest latent

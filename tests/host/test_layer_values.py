@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.unets import TINY_SD15, TINY_SDXL, Geometry, build_model, random_adapter
-from support.wires import EMBED_DIM, random_pipeline
+from support.hosts.wires import EMBED_DIM, random_pipeline
+from support.models.unets import TINY_SD15, TINY_SDXL, Geometry, build_model, random_adapter
 from torch import Tensor
 from torch.nn import functional
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.encoders import SMALL, clip, random_weights
+from support.models.encoders import SMALL, clip, random_weights
 
 
 def test_an_encoder_without_projection_is_refused_for_pooled_adapters(host: Any) -> None:
-    from support.unets import TINY_SD15, build_model, random_adapter
+    from support.models.unets import TINY_SD15, build_model, random_adapter
 
     state = random_weights(clip({**SMALL, "projection_dim": 48}))
     del state["visual_projection.weight"]
@@ -32,7 +32,7 @@ def test_an_encoder_without_projection_is_refused_for_pooled_adapters(host: Any)
 
 
 def test_the_doctor_reports_without_anything_loaded(host: Any) -> None:
-    from support.unets import TINY_SD15, build_model
+    from support.models.unets import TINY_SD15, build_model
 
     (report,) = host.call(
         "IPAdapterDoctor", model=build_model(TINY_SD15), preset="PLUS (high strength)"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.scene import Scene, picture
-from support.unets import TINY_SD15
+from support.hosts.scene import Scene, picture
+from support.models.unets import TINY_SD15
 from torch import Tensor
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.demoset import EVERY_SHAPE, SHOWN, Demo, load_demo
+from support.models.demoset import EVERY_SHAPE, SHOWN, Demo, load_demo
 from torch import Tensor
 
 FAMILIES = ("standard", "Plus")

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.applied import applied
-from support.interface import defaults
-from support.scene import picture
-from support.unets import FULL_SDXL, build_empty_model, random_adapter
-from support.vision import tiny_clip_vision
+from support.hosts.applied import applied
+from support.hosts.scene import picture
+from support.models.unets import FULL_SDXL, build_empty_model, random_adapter
+from support.models.vision import tiny_clip_vision
+from support.references.interface import defaults
 
 LIMIT = 12e6  # bytes, in half precision
 TOKENS = 16

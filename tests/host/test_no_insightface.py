@@ -43,7 +43,7 @@ def test_the_loader_says_what_to_install(host: Any) -> None:
 
 @without
 def test_the_doctor_says_it_too(host: Any) -> None:
-    from support.unets import TINY_SD15, build_model
+    from support.models.unets import TINY_SD15, build_model
 
     (report,) = host.call("IPAdapterDoctor", model=build_model(TINY_SD15), preset="any")
     assert re.search(TOLD, report)

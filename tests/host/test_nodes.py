@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.wires import tiny_wires
+from support.hosts.wires import tiny_wires
 
 APPLY = {
     "IPAdapterTiled": {"image": "image"},

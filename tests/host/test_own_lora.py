@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.adapters import synthetic_adapter
-from support.unets import TINY_SD15, TINY_SDXL, Geometry, build_model, host_config
+from support.models.adapters import synthetic_adapter
+from support.models.unets import TINY_SD15, TINY_SDXL, Geometry, build_model, host_config
 
 from ipadapter.adapters.checkpoint import checkpoint_from_dict
 from ipadapter.adapters.families import Family

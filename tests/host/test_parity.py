@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.parity import Case, model_output, pack_model, reference_output
-from support.unets import (
+from support.models.unets import (
     FULL_SD15,
     FULL_SDXL,
     TINY_SD15,
@@ -18,6 +17,7 @@ from support.unets import (
     build_pair,
     random_adapter,
 )
+from support.references.parity import Case, model_output, pack_model, reference_output
 
 EMBED = 48
 TOLERANCE = {"tiny": 1e-5, "full": 2e-4}

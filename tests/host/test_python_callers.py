@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.adapters import synthetic_adapter
-from support.parity import model_output
-from support.unets import TINY_SD15, random_adapter
-from support.wires import tiny_wires
+from support.hosts.wires import tiny_wires
+from support.models.adapters import synthetic_adapter
+from support.models.unets import TINY_SD15, random_adapter
+from support.references.parity import model_output
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def pipeline(host: Any, given: dict[str, Any]) -> Any:
 @pytest.fixture(scope="module")
 def face_models(host: Any) -> None:
     pytest.importorskip("insightface")
-    from support.face_models import ensure_pack
+    from tools.face_models import ensure_pack
 
     ensure_pack(host.base / "models" / "insightface", "buffalo_l")
 
@@ -55,7 +55,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 class _Inputs:
-    """The inputs part of a `support.unets.Pair`."""
+    """The inputs part of a `support.models.unets.Pair`."""
 
     extra: dict[str, Any] = {}  # noqa: RUF012
 

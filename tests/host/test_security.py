@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.interface import defaults
-from support.scene import Scene, picture
-from support.unets import TINY_SD15, random_adapter
+from support.hosts.scene import Scene, picture
+from support.models.unets import TINY_SD15, random_adapter
+from support.references.interface import defaults
 
 OUTSIDE = ("secret", "secret.safetensors", "secret.ipadpt")
 HOSTILE = [

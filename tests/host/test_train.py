@@ -9,11 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from support.host import GraphError
-from support.interface import defaults
-from support.parity import Case, model_output, nested, reference_output
-from support.recipe import official_step
-from support.training import (
+from support.hosts.process import GraphError
+from support.hosts.training import (
     ONE_LEVEL,
     PICTURES,
     Capture,
@@ -25,8 +22,19 @@ from support.training import (
     save_node,
     train_graph,
 )
-from support.unets import FULL_SD15, TINY_SD15, TINY_SDXL, Geometry, Pair, build_model, build_pair
-from support.vision import tiny_clip_vision
+from support.models.unets import (
+    FULL_SD15,
+    TINY_SD15,
+    TINY_SDXL,
+    Geometry,
+    Pair,
+    build_model,
+    build_pair,
+)
+from support.models.vision import tiny_clip_vision
+from support.references.interface import defaults
+from support.references.parity import Case, model_output, nested, reference_output
+from support.references.recipe import official_step
 from torch import Tensor
 
 STEPS = 200

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.encoders import OFFICIAL as ENCODERS
-from support.encoders import clip, published
-from support.modelfiles import ENCODER_FILES, sparse_safetensors
-from support.modelfolders import KINDS, Models, lora_name, official
-from support.unets import FULL_SD15, FULL_SDXL, TINY_SD15, build_empty_model
+from support.models.encoders import OFFICIAL as ENCODERS
+from support.models.encoders import clip, published
+from support.models.modelfiles import ENCODER_FILES, sparse_safetensors
+from support.models.modelfolders import KINDS, Models, lora_name, official
+from support.models.unets import FULL_SD15, FULL_SDXL, TINY_SD15, build_empty_model
 
 from ipadapter.library.presets import (
     COMMUNITY_PRESETS,

@@ -120,7 +120,7 @@ def test_a_whole_graph_runs(host: Any) -> None:
     ],
 )
 def test_the_user_reads_what_is_wrong(host: Any, change: dict[str, str], message: str) -> None:
-    from support.host import GraphError
+    from support.hosts.process import GraphError
 
     graph = {
         "1": {"class_type": "IPAdapterWeights", "inputs": {**SETTINGS, **change}},

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.server import ROOT, THREADS, script
+from support.hosts.server import ROOT, THREADS, script
 
 
 @pytest.fixture(scope="session")
@@ -18,11 +18,12 @@ def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     host = os.environ.get("COMFYUI_PATH")
     if not host:
         pytest.skip("needs COMFYUI_PATH; scripts/test.py sets it")
-    comfy_server, models = script("comfy_server"), script("demo_models")
+    comfy_server, models = script("tools.comfy_server"), script("tools.demo_models")
     folder = tmp_path_factory.mktemp("demo")
-    base = comfy_server.make_base(folder, {script("environment").NAME: ROOT})
+    base = comfy_server.make_base(folder, {script("tools.environment").NAME: ROOT})
     models.demoset().build.ensure(base / "models")
-    models.shuffled_adapter(base / "models", models.STANDARD, script("contact_sheet").SHUFFLED)
+    shuffled = script("tools.contact_sheet").SHUFFLED
+    models.shuffled_adapter(base / "models", models.STANDARD, shuffled)
     with comfy_server.ComfyServer(
         Path(sys.executable), Path(host), base, threads=THREADS
     ) as server:

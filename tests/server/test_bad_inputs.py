@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support import badfiles
-from support.interface import defaults
-from support.server import script
+from support.hosts.server import script
+from support.models import badfiles
+from support.references.interface import defaults
 
 Node = dict[str, Any]
 INSIGHTFACE = importlib.util.find_spec("insightface") is not None
@@ -497,7 +497,7 @@ class Place:
 
 
 def pixels(server: Any, entry: dict[str, Any]) -> bytes:
-    assert script("comfy_server").error_of(entry) is None
+    assert script("tools.comfy_server").error_of(entry) is None
     (image,) = entry["outputs"]["save"]["images"]
     with Image.open(io.BytesIO(server.view(image))) as opened:
         return opened.tobytes()
@@ -527,9 +527,9 @@ def place(server: Any) -> Iterator[Place]:
 
 def answer(place: Place, row: Row) -> tuple[str, tuple[str, ...]]:
     """What the user reads when the graph is queued, and what must be said in it."""
-    server_error = script("comfy_server").ServerError
+    server_error = script("tools.comfy_server").ServerError
     try:
-        message = script("comfy_server").error_of(place.queue(row.change)) or ""
+        message = script("tools.comfy_server").error_of(place.queue(row.change)) or ""
     except server_error as refusal:
         if row.node == REFUSED:
             return str(refusal), row.said

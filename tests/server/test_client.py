@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import json
 import os
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.server import ROOT, script
+from support.hosts.server import ROOT, example, script
 
 SCALE = {
     "1": {"class_type": "LoadImage", "inputs": {"image": ""}},
@@ -30,11 +30,7 @@ SCALE = {
 
 @pytest.fixture(scope="module")
 def client() -> ModuleType:
-    path = ROOT / "workflows" / "api" / "client.py"
-    spec = importlib.util.spec_from_file_location("example_client", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return example("client")
 
 
 @pytest.fixture
@@ -70,10 +66,8 @@ def test_client_follows_sampling(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = ROOT / "workflows" / "image_prompt.json"
-    comfy_server, models = script("comfy_server"), script("random_models")
-    graph = comfy_server.to_api(
-        comfy_server.json.loads(path.read_text("utf-8")), server.get("/object_info")
-    )
+    formats, models = script("tools.workflow_formats"), script("tools.random_models")
+    graph = formats.to_api(json.loads(path.read_text("utf-8")), server.info)
     saved = asyncio.run(client.run(models.configured(graph), reference, tmp_path, server.url))
     assert saved
     assert "8 of 8" in capsys.readouterr().out

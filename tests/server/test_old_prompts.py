@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.interface import INTERFACE
-from support.server import script
+from support.hosts.server import script
+from support.references.interface import INTERFACE
 
 Graph = dict[str, Any]
 SPAN = {"start_at": 0, "end_at": 1}
@@ -403,5 +403,5 @@ def test_prompts_name_known_inputs_only(name: str) -> None:
 @pytest.mark.parametrize("name", GRAPHS)
 def test_prompt_succeeds(prepared: Any, name: str) -> None:
     entry = prepared.wait(prepared.queue(prompt(GRAPHS[name])))
-    assert script("comfy_server").error_of(entry) is None
+    assert script("tools.comfy_server").error_of(entry) is None
     assert len(entry["outputs"]["preview"]["images"]) == 2

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.server import ROOT, script
+from support.hosts.server import ROOT, script
 
 from ipadapter.pictures.images import clip_image
 
@@ -24,7 +24,7 @@ def graph(server: Any) -> dict[str, Any]:
     pixels = np.random.default_rng(3).integers(0, 255, (40, 100, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((400, 160)).save(server.base / "input" / WIDE)
     graph = json.loads((ROOT / "workflows" / "api" / "image_prompt.json").read_text("utf-8"))
-    graph = script("random_models").configured(graph)
+    graph = script("tools.random_models").configured(graph)
     for node in graph.values():
         node["inputs"] |= {"image": WIDE} if node["class_type"] == "LoadImage" else {}
         node["inputs"] |= {"steps": 2} if node["class_type"] == "KSampler" else {}
@@ -41,7 +41,7 @@ def run(server: Any, graph: dict[str, Any], weight: float, editor: bool) -> dict
         body["extra_data"] = {"extra_pnginfo": {"workflow": {"nodes": []}}}
     queued = json.loads(server.fetch("/prompt", json.dumps(body).encode()))
     entry = server.wait(queued["prompt_id"])
-    assert script("comfy_server").error_of(entry) is None
+    assert script("tools.comfy_server").error_of(entry) is None
     return {changed[number]["class_type"]: found for number, found in entry["outputs"].items()}
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.interface import INTERFACE
-from support.server import ROOT, script
+from support.hosts.server import ROOT, script
+from support.references.interface import INTERFACE
 
 
 def nodes_of_the_pack(server: Any) -> dict[str, dict]:
@@ -43,7 +43,7 @@ def test_bad_file_is_explained_through_history(server: Any) -> None:
         "1": {"class_type": "IPAdapterModelLoader", "inputs": loader},
         "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
     }
-    error = script("comfy_server").error_of(server.wait(server.queue(graph)))
+    error = script("tools.comfy_server").error_of(server.wait(server.queue(graph)))
     assert error.startswith("IPAdapterModelLoader: ")
     assert "pointer.safetensors" in error
     assert "LFS" in error
@@ -51,5 +51,5 @@ def test_bad_file_is_explained_through_history(server: Any) -> None:
 
 def test_refused_graph_says_why(server: Any) -> None:
     graph = {"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}}}
-    with pytest.raises(script("comfy_server").ServerError, match="SaveImage.*images"):
+    with pytest.raises(script("tools.comfy_server").ServerError, match="SaveImage.*images"):
         server.queue(graph)

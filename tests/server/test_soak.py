@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.server import ROOT, running
-from support.soak_run import PROBE, Soak, with_adapters
-from support.soaking import save
+from soak.report import save
+from soak.run import PROBE, Soak, with_adapters
+from support.hosts.server import ROOT, running
 
 OUTPUT = ROOT / "tests" / "output" / "soak_short.png"
 PROMPTS = 16

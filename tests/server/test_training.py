@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.demoset import Demo, load_demo
-from support.parity import Case, model_output, nested, pack_model, reference_output
-from support.server import script
-from support.unets import Geometry, Pair, build_reference
+from support.hosts.server import script
+from support.models.demoset import Demo, load_demo
+from support.models.unets import Geometry, Pair, build_reference
+from support.references.parity import Case, model_output, nested, pack_model, reference_output
 
 STEPS, PICTURES = 200, 24
 # The demo base in the words of diffusers.
@@ -35,14 +35,28 @@ DEMO_BASE = Geometry(
 )
 
 
-def training_graph(studio: Any) -> None:
+def demo_base() -> Any:
+    """A graph with the demo checkpoint."""
+    graph, models = script("tools.graph"), script("tools.demo_models")
+    size = {"width": models.SIZE, "height": models.SIZE}
+    sampler = script("tools.contact_sheet").SAMPLER
+    return graph.Base.of(graph.Graph("demo"), "", models.CHECKPOINT, "", sampler, **size)
+
+
+def prompt(base: Any, server: Any) -> dict[str, Any]:
+    """The graph as the server takes it."""
+    return script("tools.workflow_formats").api_format(base.graph, server.info)
+
+
+def training_graph(base: Any, encoder: str) -> None:
     """Adds the training and the saving of its result."""
-    trained = studio.graph.add(
+    add = base.graph.add
+    trained = add(
         "IPAdapterTrain",
-        model=studio.model,
-        clip_vision=studio.encoder[0],
-        vae=studio.checkpoint[2],
-        clip=studio.checkpoint[1],
+        model=base.checkpoint["MODEL"],
+        clip_vision=add("IPAdapterImageEncoderLoader", clip_vision_name=encoder)["CLIP_VISION"],
+        vae=base.checkpoint["VAE"],
+        clip=base.checkpoint["CLIP"],
         family="standard",
         num_tokens=0,
         steps=STEPS,
@@ -60,19 +74,19 @@ def training_graph(studio: Any) -> None:
         captions="",
     )
     saved = {"filename_prefix": "mine", "folder": "models/ipadapter", "precision": "fp32"}
-    studio.graph.add("IPAdapterSave", ipadapter=trained[0], with_training_state=True, **saved)
-    studio.graph.add("SaveImage", images=trained[1], filename_prefix="curve")
+    add("IPAdapterSave", ipadapter=trained["IPADAPTER"], with_training_state=True, **saved)
+    add("SaveImage", images=trained["loss_curve"], filename_prefix="curve")
 
 
 @pytest.fixture(scope="module")
 def trained(demo_server: Any) -> Path:
     """The adapter's file; beside it the curve and the state of the training."""
-    api, models = script("api_graph"), script("demo_models")
-    script("judges").write_scenes(demo_server.base / "input" / "scenes", PICTURES)
+    models = script("tools.demo_models")
+    script("tools.judges").write_scenes(demo_server.base / "input" / "scenes", PICTURES)
     models.drawing("circle", "yellow", "purple").save(demo_server.base / "input" / "drawn.png")
-    studio = api.Studio(models.CHECKPOINT, models.ENCODER, api.Sampling(models.SIZE))
-    training_graph(studio)
-    (curve,) = demo_server.pictures(studio.graph.nodes, seconds=1800)
+    base = demo_base()
+    training_graph(base, models.ENCODER)
+    (curve,) = demo_server.pictures(prompt(base, demo_server), seconds=1800)
     (path,) = (demo_server.base / "models" / "ipadapter").glob("mine*.safetensors")
     path.with_suffix(".png").write_bytes(curve)
     return path
@@ -90,12 +104,11 @@ def test_trained_adapter_lowers_the_loss(trained: Path, record_property: Any) ->
 
 @pytest.mark.slow
 def test_trained_adapter_is_loaded_by_another_graph(demo_server: Any, trained: Path) -> None:
-    api, models = script("api_graph"), script("demo_models")
-    studio = api.Studio(models.CHECKPOINT, models.ENCODER, api.Sampling(models.SIZE, steps=4))
+    base, encoder = demo_base(), script("tools.demo_models").ENCODER
+    picture = base.graph.picture("", "drawn.png")
     for title, weight in (("with", 1.0), ("without", 0.0)):
-        model = studio.apply(trained.name, studio.picture("drawn.png"), weight=weight)
-        studio.save(title, model, studio.text(""))
-    with_adapter, without = demo_server.pictures(studio.graph.nodes)
+        base.save(base.prompted(trained.name, encoder, picture, weight=weight), title, steps=4)
+    with_adapter, without = demo_server.pictures(prompt(base, demo_server))
     assert with_adapter != without
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.server import ROOT, script
+from support.hosts.server import ROOT, script
 
 FOLDER = ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -56,11 +56,10 @@ def test_there_is_one_for_every_capability() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_runs(server: Any, finished: Any, name: str) -> None:
     entry = run(server, finished, name)
-    assert script("comfy_server").error_of(entry) is None
+    comfy_server = script("tools.comfy_server")
+    assert comfy_server.error_of(entry) is None
     assert entry["status"]["status_str"] == "success"
-    pictures = [
-        file for files in script("comfy_server").saved_images(entry).values() for file in files
-    ]
+    pictures = [file for files in comfy_server.saved_images(entry).values() for file in files]
     assert pictures
     for file in pictures:
         with Image.open(io.BytesIO(server.view(file))) as picture:
@@ -69,7 +68,7 @@ def test_runs(server: Any, finished: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_twin_is_the_same_graph(info: Any, name: str) -> None:
-    graph = script("comfy_server").to_api(read(name), info)
+    graph = script("tools.workflow_formats").to_api(read(name), info)
     assert script("workflows").demo_twin(graph) == read(name, "api")
 
 

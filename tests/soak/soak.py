@@ -29,14 +29,14 @@ SHORT, LONG = 30, 1000
 SLOPE = 10.0  # KB per prompt that may remain after warm-up
 
 
-def support(name: str) -> Any:
-    """A module of tests/support, which tests/conftest.py makes importable."""
+def module(name: str) -> Any:
+    """A module of the tests, which tests/conftest.py makes importable."""
     if "support" not in sys.modules:
         spec = importlib.util.spec_from_file_location("conftest", TESTS / "conftest.py")
         if spec is None or spec.loader is None:
             raise ImportError("tests/conftest.py")
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    return importlib.import_module(f"support.{name}")
+    return importlib.import_module(name)
 
 
 def main() -> int:
@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="the PNG to write")
     options = parser.parse_args()
     count = LONG if options.long else options.prompts
-    run, soaking, running = support("soak_run"), support("soaking"), support("server").running
+    run, running = module("soak.run"), module("support.hosts.server").running
     rounds = max(2, count // 50)
     reports = {}
     with tempfile.TemporaryDirectory() as base:
@@ -55,7 +55,7 @@ def main() -> int:
             reports["with adapters"] = run.with_adapters(server, count, rounds, rounds)
         with running(Path(base) / "without", run.PROBE) as server:
             reports["control, without"] = run.control(server, count)
-    soaking.save(reports, options.output)
+    module("soak.report").save(reports, options.output)
     lines = [f"{name}: {report}" for name, report in reports.items()]
     faults = [fault for report in reports.values() for fault in report.faults]
     sys.stdout.write("\n".join((*lines, *faults, str(options.output))) + "\n")

@@ -1,1 +1,1 @@
-"""Builders and fixtures that several tests share; imported as `support.<module>`."""
+"""Builders and fixtures that several tests share; imported as `support.<folder>.<module>`."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.compose import Pack, Scene
-from support.unets import TINY_SD15, build_model
+from support.hosts.compose import Pack, Scene
+from support.models.unets import TINY_SD15, build_model
 
 
 @pytest.fixture

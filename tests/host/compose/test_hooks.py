@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.compose import (
+from support.hosts.compose import (
     Pack,
     Prompt,
     Scene,
@@ -17,8 +17,8 @@ from support.compose import (
     text,
     with_reference,
 )
-from support.neighbours import area_conds, control_net, foreign_function, lora, mask_conds
-from support.wires import tiny_wires
+from support.hosts.neighbours import area_conds, control_net, foreign_function, lora, mask_conds
+from support.hosts.wires import tiny_wires
 
 TOLERANCE = 1e-5
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.compose import (
+from support.hosts.compose import (
     Pack,
     Prompt,
     Scene,
@@ -19,7 +19,7 @@ from support.compose import (
     text,
     with_reference,
 )
-from support.neighbours import AREA, area_conds, mask_conds, node, tiled
+from support.hosts.neighbours import AREA, area_conds, mask_conds, node, tiled
 from torch import Tensor
 
 TOLERANCE = 1e-5

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.compose import (
+from support.hosts.compose import (
     Pack,
     Prompt,
     Scene,
@@ -16,7 +16,7 @@ from support.compose import (
     text,
     with_reference,
 )
-from support.neighbours import (
+from support.hosts.neighbours import (
     Change,
     area_conds,
     attention_couple,

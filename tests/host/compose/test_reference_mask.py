@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.adapters import synthetic_adapter
-from support.unets import TINY_SD15, build_model
-from support.vision import tiny_clip_vision
+from support.models.adapters import synthetic_adapter
+from support.models.unets import TINY_SD15, build_model
+from support.models.vision import tiny_clip_vision
 from torch import Tensor
 
 HIDDEN, POOLED = 80, 48

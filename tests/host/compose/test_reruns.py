@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from support.compose import conditioning, text
-from support.interface import defaults
-from support.neighbours import stack_foreign
-from support.wires import tiny_wires
+from support.hosts.compose import conditioning, text
+from support.hosts.neighbours import stack_foreign
+from support.hosts.wires import tiny_wires
+from support.references.interface import defaults
 from torch import Tensor
 
 Link = list[Any]
@@ -78,7 +78,7 @@ class Keep:
 
 @pytest.fixture(scope="module", autouse=True)
 def nodes(host: Any) -> Iterator[None]:
-    from support.host import host_nodes
+    from support.hosts.process import host_nodes
 
     Wires.made = tiny_wires(host)
     mapping = host_nodes().NODE_CLASS_MAPPINGS

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.compose import Pack, Prompt, Scene, difference, sample, seeded, with_reference
-from support.neighbours import area_conds, context_windows, foreign_add, lora, node, tiled
+from support.hosts.compose import Pack, Prompt, Scene, difference, sample, seeded, with_reference
+from support.hosts.neighbours import area_conds, context_windows, foreign_add, lora, node, tiled
 
 TOLERANCE = 1e-5
 

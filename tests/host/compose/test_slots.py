@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.compose import Pack, Prompt, Scene, difference, sample, seeded, with_reference
-from support.neighbours import ForeignStack, foreign_delta, foreign_replacement, stack_foreign
+from support.hosts.compose import Pack, Prompt, Scene, difference, sample, seeded, with_reference
+from support.hosts.neighbours import ForeignStack, foreign_delta, foreign_replacement, stack_foreign
 
 TOLERANCE = 1e-5
 
@@ -28,7 +28,7 @@ def test_both_key_forms_hold_one_object_where_blocks_are_single(scene: Scene, pa
 
 
 def test_blocks_of_several_transformers_get_full_keys_only(pack: Pack) -> None:
-    from support.unets import TINY_SDXL, build_model, random_adapter
+    from support.models.unets import TINY_SDXL, build_model, random_adapter
 
     prompt = Prompt()
     prompt.state = random_adapter(TINY_SDXL)
@@ -39,7 +39,7 @@ def test_blocks_of_several_transformers_get_full_keys_only(pack: Pack) -> None:
 def test_an_object_under_a_short_key_is_chained_by_every_transformer_of_the_block(
     pack: Pack,
 ) -> None:
-    from support.unets import TINY_SDXL, build_model, random_adapter
+    from support.models.unets import TINY_SDXL, build_model, random_adapter
 
     model = build_model(TINY_SDXL)
     model.set_model_attn2_replace(foreign_replacement, "output", 0)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-PACK = ("ipadapter.host.vision", "ipadapter.adapter")  # the modules that have a cache
+PACK = ("ipadapter.host.encode", "ipadapter.adapters.adapter")  # the modules that have a cache
 COUNTED = ("AttentionPatch", "Injection", "Adapter", "ModelPatcher")
 
 

@@ -1,0 +1,1 @@
+"""The demo models: small as they are stored, wide as ComfyUI loads them."""

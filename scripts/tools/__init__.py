@@ -1,0 +1,1 @@
+"""What the commands in scripts/ and the tests share; nothing here is run by itself."""

@@ -1,0 +1,154 @@
+"""Graphs of nodes with inputs and outputs by name; `workflow_formats.py` makes them files and
+prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+SD15 = "v1-5-pruned-emaonly-fp16.safetensors"
+SDXL = "sd_xl_base_1.0.safetensors"
+VIT_H = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
+PLUS = "PLUS (high strength)"
+NEGATIVE = "blurry, low quality"
+SAMPLER = {
+    "seed": 0,
+    "steps": 25,
+    "cfg": 6.0,
+    "sampler_name": "dpmpp_2m",
+    "scheduler": "karras",
+}
+
+
+@dataclass(frozen=True)
+class Link:
+    """An output of a node, by its name."""
+
+    node: int
+    output: str
+
+
+@dataclass
+class Node:
+    """A node of a graph: its class, and widget values and links by input name."""
+
+    number: int
+    kind: str
+    title: str
+    inputs: dict[str, Any]
+
+    def __getitem__(self, output: str) -> Link:
+        return Link(self.number, output)
+
+
+@dataclass
+class Graph:
+    """A workflow: a name, a note for its reader, and its nodes."""
+
+    name: str
+    note: str = ""
+    nodes: list[Node] = field(default_factory=list)
+
+    def add(self, kind: str, title: str = "", /, **inputs: Any) -> Node:
+        """Add a node."""
+        node = Node(len(self.nodes) + 1, kind, title, inputs)
+        self.nodes.append(node)
+        return node
+
+    def once(self, kind: str, /, **inputs: Any) -> Node:
+        """The node of this class with these inputs, added unless there is one."""
+        same = (node for node in self.nodes if (node.kind, node.inputs) == (kind, inputs))
+        return next(same, None) or self.add(kind, **inputs)
+
+    def picture(self, title: str, file: str = "example.png") -> Link:
+        """A picture from the input folder."""
+        return self.add("LoadImage", title, image=file)["IMAGE"]
+
+
+@dataclass
+class Base:
+    """What every graph has around its image prompt: checkpoint, prompts, latents, the sampler's
+    settings."""
+
+    graph: Graph
+    checkpoint: Node
+    positive: Link
+    negative: Link
+    latent: Link
+    sampler: Mapping[str, Any] = field(default_factory=lambda: SAMPLER)
+    # What the unified loader gets, if not the checkpoint's.
+    model: Link | None = None
+
+    @classmethod
+    def of(
+        cls,
+        graph: Graph,
+        prompt: str,
+        checkpoint: str = SD15,
+        negative: str = NEGATIVE,
+        sampler: Mapping[str, Any] = SAMPLER,
+        **latent: Any,
+    ) -> Base:
+        loader = graph.add("CheckpointLoaderSimple", ckpt_name=checkpoint)
+        texts = {"Prompt": prompt, "Negative prompt": negative}
+        positive, avoided = (
+            graph.add("CLIPTextEncode", title, text=text, clip=loader["CLIP"])["CONDITIONING"]
+            for title, text in texts.items()
+        )
+        side = 1024 if checkpoint == SDXL else 512
+        size = {"width": side, "height": side, "batch_size": 1, **latent}
+        latents = graph.add("EmptyLatentImage", **size)["LATENT"]
+        return cls(graph, loader, positive, avoided, latents, sampler)
+
+    @cached_property
+    def loader(self) -> Node:
+        """The unified loader that most graphs use."""
+        model = self.model or self.checkpoint["MODEL"]
+        return self.graph.add("IPAdapterUnifiedLoader", preset=PLUS, model=model)
+
+    def apply(self, kind: str, title: str = "", /, **inputs: Any) -> Node:
+        """An Apply node, connected to the unified loader unless `inputs` say otherwise."""
+        if "ipadapter" not in inputs:
+            inputs["ipadapter"] = self.loader["ipadapter"]
+        inputs.setdefault("model", self.loader["model"])
+        return self.graph.add(kind, title, **inputs)
+
+    def prompted(self, adapter: str, encoder: str, image: Link, **inputs: Any) -> Node:
+        """IPAdapter Advanced with files of these names; each loader is there once."""
+        once = self.graph.once
+        vision = once("IPAdapterImageEncoderLoader", clip_vision_name=encoder)
+        files = {
+            "ipadapter": once("IPAdapterModelLoader", ipadapter_file=adapter)["IPADAPTER"],
+            "clip_vision": vision["CLIP_VISION"],
+        }
+        given = {"model": self.checkpoint["MODEL"], **files, "image": image, **inputs}
+        return self.graph.add("IPAdapterAdvanced", **given)
+
+    def decoded(self, patched: Node, **sampler: Any) -> Link:
+        """The IMAGE that a node's MODEL samples."""
+        given = {
+            "positive": self.positive,
+            "negative": self.negative,
+            "latent_image": self.latent,
+            "model": patched["MODEL"],
+        }
+        samples = self.graph.add("KSampler", **{**self.sampler, **given, **sampler})
+        vae = self.checkpoint["VAE"]
+        decoded = self.graph.add("VAEDecode", samples=samples["LATENT"], vae=vae)
+        return decoded["IMAGE"]
+
+    def save(self, patched: Node, title: str = "", **sampler: Any) -> None:
+        """Sample a node's MODEL and save the picture."""
+        prefix = (title or self.graph.name).replace(" ", "_")
+        self.graph.add(
+            "SaveImage", title, images=self.decoded(patched, **sampler), filename_prefix=prefix
+        )
+
+    def compare(self, **inputs: Any) -> None:
+        """Save the same picture without and with an image prompt, whose loaders are given."""
+        model = self.checkpoint["MODEL"]
+        patched = self.graph.add("IPAdapterAdvanced", model=model, weight=0.8, **inputs)
+        self.save(self.checkpoint, "without the image prompt")
+        self.save(patched, "with the image prompt")

@@ -1,0 +1,1 @@
+"""The soak: `soak.py` runs it, `run` has it, `report` judges it."""

@@ -1,0 +1,101 @@
+"""A tiny MODEL, adapter and image encoder on the real host, and sampling with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.unets import Geometry, build_model, build_reference, random_adapter
+from ..models.vision import tiny_clip_vision
+from ..references.interface import defaults
+
+STEPS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What a graph has before the Apply node. The text conds are (text states, extra) pairs."""
+
+    host: Any
+    model: Any
+    adapter: dict[str, dict[str, Tensor]]
+    clip_vision: Any
+    positive: list[Any]
+    negative: list[Any]
+
+    @classmethod
+    def build(cls, host: Any, geometry: Geometry, plus: bool = False) -> Scene:
+        """Seeded random weights throughout, strong enough that a prompt is seen in the latents."""
+        clip_vision = tiny_clip_vision(projected=48, hidden=64)
+        adapter = random_adapter(geometry, plus=plus, embed_dim=64 if plus else 48)
+        conds = [_text(geometry, seed) for seed in (1, 2)]
+        model = build_model(geometry, build_reference(geometry).state_dict())
+        return cls(host, model, adapter, clip_vision, conds[0], conds[1])
+
+    def apply(self, model: Any = None, image: Tensor | None = None, **given: Any) -> Any:
+        """The MODEL that IPAdapter Advanced makes."""
+        inputs = {
+            **defaults("IPAdapterAdvanced"),
+            "model": model or self.model,
+            "ipadapter": self.adapter,
+            "image": picture(1) if image is None else image,
+            "clip_vision": self.clip_vision,
+        }
+        return self.host.call("IPAdapterAdvanced", **{**inputs, **given})[0]
+
+    def sample(self, model: Any = None, batch: int = 1, cfg: float = 4.0, **given: Any) -> Tensor:
+        """Latents that KSampler makes, (batch, 4, 16, 16)."""
+        values = {
+            "seed": 3,
+            "steps": STEPS,
+            "sampler_name": "euler",
+            "scheduler": "normal",
+            "positive": self.positive,
+            "negative": self.negative,
+            "latent_image": {"samples": torch.zeros(batch, 4, 16, 16)},
+            "denoise": 1.0,
+        }
+        (out,) = self.host.call(
+            "KSampler", model=model or self.model, cfg=cfg, **{**values, **given}
+        )
+        return out["samples"]
+
+
+def picture(seed: int, images: int = 1) -> Tensor:
+    """A seeded random IMAGE of another size than the encoder's."""
+    return torch.rand(images, 40, 48, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def _text(geometry: Geometry, seed: int) -> list[Any]:
+    g = torch.Generator().manual_seed(seed)
+    states = torch.randn(1, 77, geometry.context_dim, generator=g)
+    return [[states, {"pooled_output": torch.randn(1, 1280, generator=g)}]]
+
+
+def contents(value: Any) -> Any:
+    """A deep picture of host options: containers by content, everything else by identity."""
+    if isinstance(value, dict):
+        return {key: contents(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [contents(inner) for inner in value]
+    return id(value)
+
+
+def snapshot(model: Any) -> dict[str, Any]:
+    """All that a ModelPatcher carries besides the network."""
+    names = (
+        "model_options",
+        "wrappers",
+        "callbacks",
+        "patches",
+        "object_patches",
+        "attachments",
+        "additional_models",
+        "injections",
+        "hook_patches",
+        "weight_wrapper_patches",
+    )
+    return {name: contents(getattr(model, name)) for name in names if hasattr(model, name)}

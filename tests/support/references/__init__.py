@@ -1,0 +1,1 @@
+"""What results are compared with: the paper, `diffusers`, official code, known interfaces."""
