@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.compose import Pack, Prompt, Scene, difference, sample, with_reference
-from support.neighbours import node
+from support.hosts.compose import Pack, Prompt, Scene, difference, sample, with_reference
+from support.hosts.neighbours import node
 from torch import Tensor
 
 TOLERANCE = 1e-5
@@ -90,7 +90,7 @@ def test_stale_ids_give_way_to_the_numbers(
 @pytest.mark.parametrize("wrapper", [reordered, split])
 def test_stale_ids_of_three_lists(host: Any, scene: Scene, pack: Pack, wrapper: Any) -> None:
     """DualCFG calls the negative number 0."""
-    from support.neighbours import dual_cfg
+    from support.hosts.neighbours import dual_cfg
 
     scene = dual_cfg(host, scene)
     expected = sample(scene, pack.apply(scene.model, Prompt()))
@@ -103,7 +103,7 @@ def test_an_empty_prompt_is_none_even_where_the_positive_rests(
     host: Any, scene: Scene, pack: Pack, start: float, end: float
 ) -> None:
     """PerpNeg evaluates an empty prompt of its own, at steps without the positive too."""
-    from support.compose import conditioning, text
+    from support.hosts.compose import conditioning, text
 
     (positive,) = host.call(
         "ConditioningSetTimestepRange", conditioning=scene.positive, start=start, end=end

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.compose import Pack, Prompt, Scene, difference, sample, with_reference
-from support.neighbours import foreign_chain, foreign_function, node
+from support.hosts.compose import Pack, Prompt, Scene, difference, sample, with_reference
+from support.hosts.neighbours import foreign_chain, foreign_function, node
 
 TOLERANCE = 1e-5
 A, B = Prompt(3), Prompt(4, weights=(0.5,))

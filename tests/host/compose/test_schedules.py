@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.compose import Pack, Prompt, Scene, difference, sample, with_reference
-from support.neighbours import Change, node
+from support.hosts.compose import Pack, Prompt, Scene, difference, sample, with_reference
+from support.hosts.neighbours import Change, node
 
 TOLERANCE = 1e-5
 
