@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from soak.graphs import LONG_WORK, Settings, graph, write_models
 from soak.report import save
 from soak.run import PROBE, Soak, with_adapters
 from support.hosts.server import ROOT, running
@@ -19,6 +20,28 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A server that tells what is alive in it."""
     with running(tmp_path_factory.mktemp("probed"), PROBE) as server:
         yield server
+
+
+def test_graphs_hold_only_what_the_lists_offer(probed: Any) -> None:
+    """Hosts newer than 0.3.75 refuse a graph with any other value, older ones do not look."""
+    write_models(probed.base / "models")
+    info = probed.get("/object_info")
+    for make in (graph, *LONG_WORK.values()):
+        for node in make(Settings()).values():
+            lists = offered(info[node["class_type"]]["input"])
+            for name, value in node["inputs"].items():
+                if name in lists and not isinstance(value, list):
+                    assert value in lists[name], (make.__name__, node["class_type"], name)
+
+
+def offered(declared: dict[str, Any]) -> dict[str, list[Any]]:
+    """The values of every input that has a list of them, in the old form and in the new."""
+    inputs = {**declared["required"], **declared.get("optional", {})}
+    options = {
+        name: spec[0] if isinstance(spec[0], list) else (spec[1:] or [{}])[0].get("options")
+        for name, spec in inputs.items()
+    }
+    return {name: values for name, values in options.items() if values}
 
 
 def test_prompts_interrupts_and_two_clients(probed: Any, record_property: Any) -> None:

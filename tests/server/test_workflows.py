@@ -77,7 +77,16 @@ def test_written_from_its_description(info: Any, name: str) -> None:
     """`scripts/workflows.py` has been run since the descriptions changed."""
     described = {graph.name: graph for graph in script("workflow_graphs").graphs()}
     editor = script("workflows").editor_format(described[name], info)
-    assert json.loads(json.dumps(editor)) == read(name)
+    assert told(json.loads(json.dumps(editor)), info) == told(read(name), info)
+
+
+def told(editor: dict[str, Any], info: Any) -> dict[str, Any]:
+    """A graph without the outputs of the host's own nodes that lead nowhere: it may have given them
+    more since the file was written."""
+    for node in editor["nodes"]:
+        if not info.get(node["type"], {}).get("python_module", "").startswith("custom_nodes."):
+            node["outputs"] = [output for output in node["outputs"] if output["links"]]
+    return editor
 
 
 @pytest.mark.parametrize("name", NAMES)

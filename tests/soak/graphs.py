@@ -124,7 +124,7 @@ def encoding(settings: Settings) -> Graph:
 def training(settings: Settings) -> Graph:
     """Minutes in IPAdapter Train, and then a file."""
     made = graph(settings)
-    unused = {"image_folder": "none", "resolution": 64, "skip_unreadable": False, "captions": "a"}
+    unused = {"image_folder": "(none)", "resolution": 64, "skip_unreadable": False, "captions": "a"}
     rates = {"learning_rate": 1e-4, "drop_image": 0.0, "drop_text": 0.0, "drop_both": 0.0}
     made["20"] = node("SoakPictures", count=2, seed=settings.seed)
     made["21"] = node(

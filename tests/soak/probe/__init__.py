@@ -16,15 +16,16 @@ from typing import Any, ClassVar
 
 import torch
 
-PACK = ("ipadapter.host.encode", "ipadapter.adapters.adapter")  # the modules that have a cache
+CACHES = 2  # of encoded pictures, and of keys and values
 COUNTED = ("AttentionPatch", "Injection", "Adapter", "ModelPatcher")
 
 
 def caches() -> list[Any]:
     """The pack's modules that have a cache, under whatever name the host gave the pack."""
-    found = [sys.modules[name] for name in list(sys.modules) if name.endswith(PACK)]
-    if len(found) != len(PACK):
-        raise RuntimeError(f"expected {PACK}, found {[module.__name__ for module in found]}")
+    pack = [module for name, module in list(sys.modules.items()) if ".ipadapter." in name]
+    found = [module for module in pack if hasattr(module, "Recent") and hasattr(module, "_KEPT")]
+    if len(found) != CACHES:
+        raise RuntimeError(f"expected {CACHES} caches, found {[one.__name__ for one in found]}")
     return found
 
 

@@ -12,6 +12,7 @@ import inspect
 import os
 import sys
 import uuid
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -122,9 +123,10 @@ class Host:
         if self._executor is None:
             from execution import CacheType, PromptExecutor
 
-            # ComfyUI 0.3.52 has cache_size instead, for another kind of cache.
+            # Bounds of other kinds of cache, which the host reads whatever the kind: each newer
+            # one by another name. ComfyUI 0.3.52 takes them in another argument.
             known = inspect.signature(PromptExecutor).parameters
-            sizes = {"cache_args": {"lru": 0, "ram": 0.0}} if "cache_args" in known else {}
+            sizes = {"cache_args": defaultdict[str, int](int)} if "cache_args" in known else {}
             self._executor = PromptExecutor(self._listener, cache_type=CacheType.CLASSIC, **sizes)
         return self._executor
 

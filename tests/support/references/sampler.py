@@ -114,7 +114,10 @@ class Naive:
             return torch.equal(text, known[0])
 
         batch = options["sigmas"].shape[0]
-        window = getattr(options.get("context_window"), "index_list", range(batch))
+        window = options.get("context_window")
+        items = torch.arange(max(window.index_list) + 1 if window else batch)
+        if window:  # what the host itself gives to this window: newer ones put a frame before it
+            items = window.get_tensor(items, dim=0)
         shape = tuple(options["original_shape"][-2:])
         areas = [
             area
@@ -123,7 +126,7 @@ class Naive:
         ]
         return Row(
             any(shows(known) for known in self.positive),
-            list(window)[number % batch],
+            int(items[number % batch]),
             float(options["sigmas"][0]),
             tuple(options["activations_shape"][-2:]),
             areas[0] if areas else None,
