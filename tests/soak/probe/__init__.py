@@ -23,7 +23,9 @@ COUNTED = ("AttentionPatch", "Injection", "Adapter", "ModelPatcher")
 def caches() -> list[Any]:
     """The pack's modules that have a cache, under whatever name the host gave the pack."""
     pack = [module for name, module in list(sys.modules.items()) if ".ipadapter." in name]
-    found = [module for module in pack if hasattr(module, "Recent") and hasattr(module, "_KEPT")]
+    found = [
+        module for module in pack if hasattr(module, "TensorCache") and hasattr(module, "_KEPT")
+    ]
     if len(found) != CACHES:
         raise RuntimeError(f"expected {CACHES} caches, found {[one.__name__ for one in found]}")
     return found
