@@ -14,6 +14,7 @@ from ..adapters.spec import AdapterSpec
 from ..adapters.vision import ENCODERS, encoder_name
 from ..errors import Problem
 from ..files.tensors import open_tensor_file
+from .downloads import DOWNLOADS
 from .presets import (
     ENCODER_SOURCES,
     OFFICIAL,
@@ -246,8 +247,7 @@ def _target(listing: ModelFolder, usual: str) -> str:
 def _no_adapter(preset: str, base: str, needed: Requirement, adapters: ModelFolder) -> str:
     target = _target(adapters, "models/ipadapter")
     fix = (
-        f"Download {needed.file} from {needed.source} (Hugging Face) to {target}. "
-        "Any file name works."
+        f"{DOWNLOADS[needed.file].advice} to {target}. Any file name works."
         if needed.file
         else f"No official file exists for this base; put one made for it into {target}."
     )
@@ -277,8 +277,7 @@ def _no_encoder(spec: AdapterSpec, encoders: ModelFolder) -> str:
     target = _target(encoders, "models/clip_vision")
     source = encoder_source(spec)
     fix = (
-        f"Download {source.source} (Hugging Face), and save it as {source.file} in {target}. "
-        "Any file name works."
+        f"{DOWNLOADS[source.file].advice} to {target}. Any file name works."
         if source
         else f"Put the image encoder that the adapter was trained with into {target}."
     )
@@ -296,5 +295,5 @@ def _no_lora(adapter: FoundFile, needed: Requirement, loras: ModelFolder) -> str
     return (
         f"The LoRA that belongs to {adapter.name} was not found: needed is {name}, and the adapter "
         f"file does not hold one itself.\nSearched: {folders} ({len(loras)} files)\n"
-        f"Download {name} from {needed.source} (Hugging Face) to {target}."
+        f"{DOWNLOADS[name].advice if name in DOWNLOADS else f'Download {name}'} to {target}."
     )

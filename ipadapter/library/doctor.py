@@ -10,6 +10,7 @@ from ..bases.unet import base_name
 from ..errors import plain_text
 from ..files.kinds import Kind
 from .choose import PresetFiles, choose, encoder_source, presets_of, why_not_encoder, without_name
+from .downloads import DOWNLOADS
 from .scan import EncoderFacts, FoundFile, ModelFolder, why_not_width
 
 SHOWN = 60
@@ -166,7 +167,7 @@ def _encoders_section(subject: DoctorSubject, encoders: ModelFolder) -> list[str
     lines = _folder_section("ENCODER FILES", encoders, line)
     if needed and all(why_not_encoder(file, needed) for file in encoders):
         source = encoder_source(needed)
-        advice = f"; download {source.source} (Hugging Face)" if source else ""
+        advice = f". {DOWNLOADS[source.file].advice}" if source else ""
         lines.append(f"  none fits the adapter, which needs {needed.encoder_name}{advice}")
     return lines
 

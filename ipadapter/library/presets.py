@@ -34,8 +34,6 @@ class Requirement:
     """Width of the image encoder, where adapters of the family exist for several; 0: any."""
     file: str = ""
     """The official file; empty where none was published for the base."""
-    source: str = ""
-    """Repository and folder that hold it."""
     lora: str = ""
     """The LoRA that belongs to it."""
 
@@ -48,10 +46,9 @@ class Requirement:
 
 @dataclass(frozen=True)
 class EncoderSource:
-    """Where an image encoder is published, and the name that users give it."""
+    """A published image encoder, the name that users give it, and what its names have in them."""
 
     kind: EncoderKind
-    source: str
     file: str
     hints: tuple[str, ...]
 
@@ -74,17 +71,13 @@ UNIFIED_PRESETS = (LIGHT, STANDARD, VIT_G, PLUS, PLUS_FACE, FULL_FACE)
 FACEID_PRESETS = (FACEID, FACEID_PLUS, FACEID_PLUS_V2, FACEID_PORTRAIT, FACEID_UNNORM)
 COMMUNITY_PRESETS = (COMPOSITION, KOLORS)
 
-_A15, _AXL = "h94/IP-Adapter, folder models", "h94/IP-Adapter, folder sdxl_models"
-_F = "h94/IP-Adapter-FaceID"
-_O = "ostris/ip-composition-adapter"
-_K = "Kwai-Kolors/Kolors-IP-Adapter-Plus"
 _PLAIN, _FACE = Variant.PLAIN, Variant.FACE
-_KOLORS = Requirement(Family.KOLORS_PLUS, file="ip_adapter_plus_general.bin", source=_K)
+_KOLORS = Requirement(Family.KOLORS_PLUS, file="Kolors-IP-Adapter-Plus.bin")
 
 
 def _faceid(family: Family, variant: Variant, stem: str, lora: bool = True) -> Requirement:
     lora_file = f"{stem}_lora.safetensors" if lora else ""
-    return Requirement(family, variant, file=f"{stem}.bin", source=_F, lora=lora_file)
+    return Requirement(family, variant, file=f"{stem}.bin", lora=lora_file)
 
 
 # What a preset means on any base, official file or not.
@@ -106,20 +99,12 @@ _MEANINGS = {
 
 OFFICIAL: dict[str, dict[str, Requirement]] = {
     "SD1.5": {
-        LIGHT: Requirement(
-            Family.STANDARD, Variant.LIGHT, 1024, "ip-adapter_sd15_light_v11.bin", _A15
-        ),
-        STANDARD: Requirement(Family.STANDARD, _PLAIN, 1024, "ip-adapter_sd15.safetensors", _A15),
-        VIT_G: Requirement(
-            Family.STANDARD, _PLAIN, 1280, "ip-adapter_sd15_vit-G.safetensors", _A15
-        ),
-        PLUS: Requirement(Family.PLUS, _PLAIN, 1280, "ip-adapter-plus_sd15.safetensors", _A15),
-        PLUS_FACE: Requirement(
-            Family.PLUS, _FACE, 1280, "ip-adapter-plus-face_sd15.safetensors", _A15
-        ),
-        FULL_FACE: Requirement(
-            Family.FULL_FACE, file="ip-adapter-full-face_sd15.safetensors", source=_A15
-        ),
+        LIGHT: Requirement(Family.STANDARD, Variant.LIGHT, 1024, "ip-adapter_sd15_light_v11.bin"),
+        STANDARD: Requirement(Family.STANDARD, _PLAIN, 1024, "ip-adapter_sd15.safetensors"),
+        VIT_G: Requirement(Family.STANDARD, _PLAIN, 1280, "ip-adapter_sd15_vit-G.safetensors"),
+        PLUS: Requirement(Family.PLUS, _PLAIN, 1280, "ip-adapter-plus_sd15.safetensors"),
+        PLUS_FACE: Requirement(Family.PLUS, _FACE, 1280, "ip-adapter-plus-face_sd15.safetensors"),
+        FULL_FACE: Requirement(Family.FULL_FACE, file="ip-adapter-full-face_sd15.safetensors"),
         FACEID: _faceid(Family.FACEID, Variant.ANY, "ip-adapter-faceid_sd15"),
         FACEID_PLUS: _faceid(Family.FACEID_PLUS, Variant.V1, "ip-adapter-faceid-plus_sd15"),
         FACEID_PLUS_V2: _faceid(Family.FACEID_PLUS_V2, Variant.V2, "ip-adapter-faceid-plusv2_sd15"),
@@ -127,19 +112,15 @@ OFFICIAL: dict[str, dict[str, Requirement]] = {
             Family.PORTRAIT, Variant.ANY, "ip-adapter-faceid-portrait-v11_sd15", lora=False
         ),
         COMPOSITION: Requirement(
-            Family.PLUS, Variant.COMPOSITION, 1280, "ip_plus_composition_sd15.safetensors", _O
+            Family.PLUS, Variant.COMPOSITION, 1280, "ip_plus_composition_sd15.safetensors"
         ),
     },
     "SDXL": {
-        STANDARD: Requirement(
-            Family.STANDARD, _PLAIN, 1024, "ip-adapter_sdxl_vit-h.safetensors", _AXL
-        ),
-        VIT_G: Requirement(Family.STANDARD, _PLAIN, 1280, "ip-adapter_sdxl.safetensors", _AXL),
-        PLUS: Requirement(
-            Family.PLUS, _PLAIN, 1280, "ip-adapter-plus_sdxl_vit-h.safetensors", _AXL
-        ),
+        STANDARD: Requirement(Family.STANDARD, _PLAIN, 1024, "ip-adapter_sdxl_vit-h.safetensors"),
+        VIT_G: Requirement(Family.STANDARD, _PLAIN, 1280, "ip-adapter_sdxl.safetensors"),
+        PLUS: Requirement(Family.PLUS, _PLAIN, 1280, "ip-adapter-plus_sdxl_vit-h.safetensors"),
         PLUS_FACE: Requirement(
-            Family.PLUS, _FACE, 1280, "ip-adapter-plus-face_sdxl_vit-h.safetensors", _AXL
+            Family.PLUS, _FACE, 1280, "ip-adapter-plus-face_sdxl_vit-h.safetensors"
         ),
         FACEID: _faceid(Family.FACEID, Variant.ANY, "ip-adapter-faceid_sdxl"),
         FACEID_PLUS_V2: _faceid(Family.FACEID_PLUS_V2, Variant.V2, "ip-adapter-faceid-plusv2_sdxl"),
@@ -153,7 +134,7 @@ OFFICIAL: dict[str, dict[str, Requirement]] = {
             lora=False,
         ),
         COMPOSITION: Requirement(
-            Family.PLUS, Variant.COMPOSITION, 1280, "ip_plus_composition_sdxl.safetensors", _O
+            Family.PLUS, Variant.COMPOSITION, 1280, "ip_plus_composition_sdxl.safetensors"
         ),
         # Kolors' UNet has the layers of SDXL's, and the host may call it so.
         KOLORS: _KOLORS,
@@ -164,19 +145,16 @@ OFFICIAL: dict[str, dict[str, Requirement]] = {
 ENCODER_SOURCES = (
     EncoderSource(
         VIT_H,
-        "h94/IP-Adapter, models/image_encoder/model.safetensors",
         "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",
         ("vith", "h14", "b79k", "ipadapter", "imageencoder", "sd15"),
     ),
     EncoderSource(
         VIT_BIGG,
-        "h94/IP-Adapter, sdxl_models/image_encoder/model.safetensors",
         "CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors",
         ("bigg", "b160k", "ipadapter", "imageencoder", "sdxl"),
     ),
     EncoderSource(
         VIT_L_336,
-        "Kwai-Kolors/Kolors-IP-Adapter-Plus, image_encoder/pytorch_model.bin",
         "clip-vit-large-patch14-336.bin",
         ("336", "kolors", "imageencoder"),
     ),

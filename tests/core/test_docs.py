@@ -10,6 +10,7 @@ from support.models.official_files import OFFICIAL_FILES
 from support.references.help import PAGES, ROOT
 from support.references.interface import INTERFACE
 
+from ipadapter.library.downloads import DOWNLOADS
 from ipadapter.library.presets import ENCODER_SOURCES, OFFICIAL
 from ipadapter.pictures.faces import PACKS
 
@@ -63,4 +64,6 @@ def official_names() -> set[str]:
     adapters = {name for item in needed for name in (item.file, item.lora) if name}
     faces = {f"{stem}.onnx" for stems in PACKS.values() for stem in stems}
     encoders = {encoder.file for encoder in ENCODER_SOURCES}
-    return adapters | encoders | FREE | faces | {file.name for file in OFFICIAL_FILES}
+    published = {name.rsplit("/", 1)[-1] for file in DOWNLOADS.values() for name in (file.path,)}
+    known = adapters | encoders | DOWNLOADS.keys() | published
+    return known | FREE | faces | {file.name for file in OFFICIAL_FILES}

@@ -153,8 +153,9 @@ def test_message_no_adapter(tmp_path: Path) -> None:
         "  ip-adapter-plus-face_sdxl_vit-h.safetensors: its name says that it is the face "
         "variant\n"
         "  lora.safetensors: a LoRA, which belongs in models/loras\n"
-        "Download ip-adapter-plus_sdxl_vit-h.safetensors from h94/IP-Adapter, folder sdxl_models "
-        "(Hugging Face) to models/ipadapter. Any file name works."
+        "Download ip-adapter-plus_sdxl_vit-h.safetensors (847.5 MB) from https://huggingface.co/h94/IP-Adapter/resolve/main/"
+        "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors to models/ipadapter. Any file name "
+        "works."
     )
 
 
@@ -167,8 +168,8 @@ def test_message_wrong_encoder_for_the_preset(tmp_path: Path) -> None:
         "Searched: models/ipadapter\n"
         "Seen:\n"
         "  g.safetensors: made for ViT-bigG (1280)\n"
-        "Download ip-adapter_sdxl_vit-h.safetensors from h94/IP-Adapter, folder sdxl_models "
-        "(Hugging Face) to models/ipadapter. Any file name works."
+        "Download ip-adapter_sdxl_vit-h.safetensors (698.4 MB) from https://huggingface.co/h94/IP-Adapter/resolve/main/"
+        "sdxl_models/ip-adapter_sdxl_vit-h.safetensors to models/ipadapter. Any file name works."
     )
 
 
@@ -184,15 +185,14 @@ def test_message_no_encoder(tmp_path: Path) -> None:
         "Seen:\n"
         "  bare.safetensors: has no visual_projection.weight, so it cannot give image_embeds\n"
         "  big.safetensors: needs ViT-H (1024), got ViT-bigG (1664), 224 px, image_embeds 1280\n"
-        "Download h94/IP-Adapter, models/image_encoder/model.safetensors (Hugging Face), and save "
-        "it as CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors in models/clip_vision. Any file name "
-        "works."
+        "Download CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors (2.53 GB) from https://huggingface.co/h94/IP-Adapter/resolve/main/"
+        "models/image_encoder/model.safetensors to models/clip_vision. Any file name works."
     )
 
 
 def test_message_kolors_needs_the_336_px_encoder(tmp_path: Path) -> None:
     models = Models(tmp_path)
-    models.adapter("k.bin", official("ip_adapter_plus_general.bin"))
+    models.adapter("k.bin", official("Kolors-IP-Adapter-Plus.bin"))
     models.encoder("l.safetensors", (1024, 768, 224))
     message = failure(models, "Kolors", "SDXL")
     assert "l.safetensors: ViT-L/14 at 224 px (1024), 224 px" in message
@@ -206,8 +206,9 @@ def test_message_empty_folders(tmp_path: Path) -> None:
         "Searched: models/ipadapter\n"
         "Seen:\n"
         "  no model files\n"
-        "Download ip-adapter-faceid_sd15.bin from h94/IP-Adapter-FaceID (Hugging Face) to "
-        "models/ipadapter. Any file name works."
+        "Download ip-adapter-faceid_sd15.bin (96.7 MB) from https://huggingface.co/h94/"
+        "IP-Adapter-FaceID/resolve/main/ip-adapter-faceid_sd15.bin to models/ipadapter. Any file "
+        "name works."
     )
 
 
@@ -251,8 +252,9 @@ def test_faceid_without_its_lora_file(tmp_path: Path) -> None:
         "The LoRA that belongs to face.bin was not found: needed is "
         "ip-adapter-faceid_sd15_lora.safetensors, and the adapter file does not hold one itself.\n"
         "Searched: models/loras (1 files)\n"
-        "Download ip-adapter-faceid_sd15_lora.safetensors from h94/IP-Adapter-FaceID (Hugging "
-        "Face) to models/loras."
+        "Download ip-adapter-faceid_sd15_lora.safetensors (51.1 MB) from https://huggingface.co/"
+        "h94/IP-Adapter-FaceID/resolve/main/ip-adapter-faceid_sd15_lora.safetensors to "
+        "models/loras."
     )
 
 

@@ -73,8 +73,9 @@ def test_everything_connected_and_wrong(folders: ModelFolders) -> None:
         '  No IP-Adapter for preset "PLUS (high strength)" on SDXL was found: needed is Plus for '
         "SDXL, made for ViT-H (1280).",
         "  - g.safetensors: a CLIP vision encoder: ViT-bigG (1664), 224 px, image_embeds 1280",
-        "  none fits the adapter, which needs ViT-H (1280); download h94/IP-Adapter, "
-        "models/image_encoder/model.safetensors (Hugging Face)",
+        "  none fits the adapter, which needs ViT-H (1280). Download "
+        "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors (2.53 GB) from https://huggingface.co/h94/IP-Adapter/resolve/main/"
+        "models/image_encoder/model.safetensors",
     ):
         assert line in result.splitlines()
 

@@ -64,6 +64,8 @@ OFFICIAL_FILES = (
     _face("-plusv2_sdxl", F.FACEID_PLUS_V2, _SDXL, 4, H_HIDDEN),
     _face("-portrait_sdxl", F.PORTRAIT, _SDXL, 16),
     _face("-portrait_sdxl_unnorm", F.PORTRAIT_UNNORM, _SDXL, 16),
-    OfficialFile("ip_adapter_plus_general.bin", F.KOLORS_PLUS, "Kolors", 16, L_HIDDEN),
-    OfficialFile("ipa-faceid-plus.bin", F.KOLORS_FACEID_PLUS, "Kolors", 6, L_HIDDEN, lora=True),
+    OfficialFile("Kolors-IP-Adapter-Plus.bin", F.KOLORS_PLUS, "Kolors", 16, L_HIDDEN),
+    OfficialFile(
+        "Kolors-IP-Adapter-FaceID-Plus.bin", F.KOLORS_FACEID_PLUS, "Kolors", 6, L_HIDDEN, lora=True
+    ),
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ipadapter.adapters.families import Family
+from ipadapter.library.downloads import DOWNLOADS
 from ipadapter.library.presets import (
     COMMUNITY_PRESETS,
     ENCODER_SOURCES,
@@ -89,12 +90,7 @@ def files_section(node_id: str) -> str:
         for preset, requirement in needed:
             used.add(encoder_of(requirement))
             lines.append(f"- {preset}: {_file(requirement)}")
-    sources = {encoder.file: encoder.source for encoder in ENCODER_SOURCES}
-    rows = [
-        f"- {name}: {file}, published as {sources[file]}"
-        for file, name in ENCODER_NAMES.items()
-        if name in used
-    ]
+    rows = [f"- {name}: {_link(file)}" for file, name in ENCODER_NAMES.items() if name in used]
     return "\n".join([*lines, *(["", "**Image encoders**", "", *rows] if rows else [])])
 
 
@@ -104,8 +100,13 @@ def _bases(preset: str) -> list[str]:
 
 
 def _file(needed: Requirement) -> str:
-    lora = f", LoRA {needed.lora}" if needed.lora else ""
-    return f"{needed.file}{lora}, encoder {encoder_of(needed)}; from {needed.source}"
+    lora = f", LoRA {_link(needed.lora)}" if needed.lora else ""
+    return f"{_link(needed.file)}{lora}, encoder {encoder_of(needed)}"
+
+
+def _link(name: str) -> str:
+    file = DOWNLOADS[name]
+    return f"[{name}]({file.url}) ({file.size})"
 
 
 def encoder_of(needed: Requirement) -> str:
