@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,17 +27,29 @@ from .encoders import FOLDER as ENCODERS
 from .encoders import facts_of, load_encoder
 from .faces import load_face_analysis
 
+logger = logging.getLogger("ipadapter")
+
 ADAPTERS = "ipadapter"
 
 
 def register_folders() -> None:
-    """Make `models/ipadapter` known, beside any that `extra_model_paths.yaml` named before."""
-    folder_paths.add_model_folder_path(ADAPTERS, os.path.join(folder_paths.models_dir, ADAPTERS))
+    """Make `models/ipadapter`, beside any that `extra_model_paths.yaml` named before, and say so
+    where none of them holds a file."""
+    own = os.path.join(folder_paths.models_dir, ADAPTERS)
+    folder_paths.add_model_folder_path(ADAPTERS, own)
+    try:
+        os.makedirs(own, exist_ok=True)
+    except OSError as error:  # a read-only models folder holds what it holds
+        logger.warning("%s cannot be made: %s", own, error)
     paths, extensions = folder_paths.folder_names_and_paths[ADAPTERS]
     if not extensions:  # an entry from extra_model_paths.yaml lists every file
         folder_paths.folder_names_and_paths[ADAPTERS] = (
             paths,
             set(folder_paths.supported_pt_extensions),
+        )
+    if not adapter_names():
+        logger.info(
+            "No image prompt adapter in %s yet. IPAdapter Doctor lists what to download.", own
         )
 
 
@@ -168,14 +181,14 @@ def summary(chosen: PresetFiles) -> str:
     return f"{names}: {chosen.spec.summary}"
 
 
-def diagnose(model: ModelPatcher, ipadapter: Any, clip_vision: Any, preset: str) -> str:
+def diagnose(model: ModelPatcher | None, ipadapter: Any, clip_vision: Any, preset: str) -> str:
     """The doctor's report on what is connected and what lies in the folders."""
     pipeline = None if ipadapter is None else loaded_adapter(ipadapter)
     if pipeline is not None:
         pipeline = replace(pipeline, clip_vision=clip_vision or pipeline.clip_vision)
         clip_vision = pipeline.clip_vision
     subject = DoctorSubject(
-        model_facts(model),
+        None if model is None else model_facts(model),
         None if pipeline is None else (pipeline.adapter.name, pipeline.adapter.spec),
         None if clip_vision is None else ("the connected encoder", facts_of(clip_vision)),
         preset,

@@ -11,9 +11,12 @@ from ..errors import plain_text
 from ..files.kinds import Kind
 from .choose import PresetFiles, choose, encoder_source, presets_of, why_not_encoder, without_name
 from .downloads import DOWNLOADS
+from .presets import ENCODER_SOURCES, PLUS, STANDARD, requirement
 from .scan import EncoderFacts, FoundFile, ModelFolder, why_not_width
 
 SHOWN = 60
+# The first things to try on each base.
+_USUAL = (("SD1.5", STANDARD), ("SD1.5", PLUS), ("SDXL", STANDARD), ("SDXL", PLUS))
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,9 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class DoctorSubject:
-    """What the report is about; everything but the model is optional."""
+    """What the report is about, as far as it is connected."""
 
-    model: ModelFacts
+    model: ModelFacts | None = None
     adapter: tuple[str, AdapterSpec] | None = None
     """Name and spec of a connected adapter."""
     encoder: tuple[str, EncoderFacts] | None = None
@@ -66,6 +69,7 @@ def report(subject: DoctorSubject, folders: ModelFolders, remarks: Iterable[str]
         _adapters_section(subject.model, folders.adapters),
         _encoders_section(subject, folders.encoders),
         _lora_section(folders.loras),
+        _missing_section(folders) if subject.model is None else [],
         list(remarks),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
@@ -84,7 +88,32 @@ def why_not_model(spec: AdapterSpec, model: ModelFacts) -> str:
     )
 
 
-def _model_section(model: ModelFacts) -> list[str]:
+def _missing_section(folders: ModelFolders) -> list[str]:
+    """What to get for the usual presets of each base, without a checkpoint to judge by."""
+    lines = []
+    for base, preset in _USUAL:
+        try:
+            choose(preset, base, folders.adapters, folders.encoders, folders.loras)
+        except (ValueError, FileNotFoundError):
+            needed = requirement(preset, base)
+            width = needed.embed_dim
+            encoder = next(
+                one for one in ENCODER_SOURCES if one.kind.width(needed.family.row.reads) == width
+            )
+            lines += [f'  {base}, preset "{preset}":']
+            lines += [
+                f"    {DOWNLOADS[name].advice} to models/{DOWNLOADS[name].directory}"
+                for name in (needed.file, encoder.file)
+            ]
+    return ["TO GET  (what is there already need not be fetched again)", *lines] if lines else []
+
+
+def _model_section(model: ModelFacts | None) -> list[str]:
+    if model is None:
+        return [
+            "MODEL  none connected: the folders are listed, and what to get. Connect a checkpoint "
+            "to see what fits it."
+        ]
     kind = f"{model.kind}: " if model.kind and model.kind != model.base_name else ""
     if not model.layer_widths:
         return [
@@ -101,9 +130,11 @@ def _adapter_section(subject: DoctorSubject) -> list[str]:
     if not subject.adapter:
         return []
     name, spec = subject.adapter
-    reason = why_not_model(spec, subject.model)
-    verdict = f"does not fit: {reason}" if reason else "fits the model"
-    return [f"ADAPTER  {name}: {spec.summary}", f"  {verdict}"]
+    lines = [f"ADAPTER  {name}: {spec.summary}"]
+    if subject.model is not None:
+        reason = why_not_model(spec, subject.model)
+        lines.append(f"  does not fit: {reason}" if reason else "  fits the model")
+    return lines
 
 
 def _encoder_section(subject: DoctorSubject) -> list[str]:
@@ -119,7 +150,7 @@ def _encoder_section(subject: DoctorSubject) -> list[str]:
 
 
 def _preset_section(subject: DoctorSubject, folders: ModelFolders) -> list[str]:
-    if not subject.preset:
+    if not subject.preset or subject.model is None:
         return []
     title = f'PRESET  "{subject.preset}"'
     try:
@@ -144,11 +175,13 @@ def _chosen(choice: PresetFiles) -> list[str]:
     return [*lines, *choice.notes]
 
 
-def _adapters_section(model: ModelFacts, adapters: ModelFolder) -> list[str]:
+def _adapters_section(model: ModelFacts | None, adapters: ModelFolder) -> list[str]:
     def line(file: FoundFile) -> tuple[bool, str]:
         spec = file.contents.spec
         if spec is None:
             return False, file.contents.summary
+        if model is None:
+            return True, spec.summary
         reason = why_not_model(spec, model)
         presets = presets_of(file, model.base_name)
         use = f"; presets: {', '.join(presets)}" if presets and not reason else ""

@@ -153,7 +153,11 @@ class IPAdapterDoctor(io.ComfyNode):
             description="Says which of your files fit your checkpoint, which do not and why, and "
             "what to download.",
             inputs=[
-                inputs.plain_model(),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Your checkpoint. Without one: all files, and what to download.",
+                ),
                 io.Combo.Input(
                     "preset", options=presets, tooltip="Check what this preset would load."
                 ),
@@ -170,7 +174,7 @@ class IPAdapterDoctor(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, preset: str, ipadapter: Any = None, clip_vision: Any = None
+        cls, preset: str, model: Any = None, ipadapter: Any = None, clip_vision: Any = None
     ) -> io.NodeOutput:
         text = diagnose(model, ipadapter, clip_vision, "" if preset == ANY_PRESET else preset)
         return io.NodeOutput(text, ui={"text": [text]})

@@ -10,9 +10,12 @@ from support.models.official_files import OFFICIAL_FILES
 
 from ipadapter.bases.unet import BASES
 from ipadapter.library.doctor import DoctorSubject, ModelFacts, ModelFolders, report
+from ipadapter.library.downloads import DOWNLOADS
+from ipadapter.library.presets import OFFICIAL, PLUS, STANDARD
 from ipadapter.library.scan import scan
 
 SD15, SDXL = ModelFacts(*BASES["SD1.5"], "SD15"), ModelFacts(*BASES["SDXL"], "SDXL")
+USUAL = (STANDARD, PLUS)
 NO_UNET = ModelFacts(0, (), "Flux")
 
 
@@ -105,3 +108,24 @@ def test_a_model_without_cross_attention(folders: ModelFolders) -> None:
     result = text(DoctorSubject(NO_UNET), folders)
     assert result.startswith("MODEL  Flux: not a UNet with cross-attention.")
     assert "  - ip-adapter-plus_sd15.safetensors" in result
+
+
+def test_without_a_model_it_lists_all_and_what_to_get(folders: ModelFolders) -> None:
+    result = text(DoctorSubject(preset="PLUS (high strength)"), folders)
+    assert result.startswith("MODEL  none connected")
+    assert "  + ip-adapter-plus_sd15.safetensors: Plus for SD1.5, 16 tokens" in result
+    missing = result[result.index("TO GET") :]
+    for name in ("ip-adapter_sd15.safetensors", "ip-adapter-plus_sdxl_vit-h.safetensors"):
+        assert f"{DOWNLOADS[name].url} to models/ipadapter" in missing
+    assert "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors (2.53 GB)" in missing
+
+
+def test_nothing_is_left_to_get(tmp_path: Path) -> None:
+    for needed in (OFFICIAL[base][preset] for base in ("SD1.5", "SDXL") for preset in USUAL):
+        file = next(f for f in OFFICIAL_FILES if f.name == needed.file)
+        adapter_file(tmp_path / "ipadapter" / needed.file, file.shapes())
+    sparse_safetensors(tmp_path / "clip_vision" / "h.safetensors", encoder_shapes(1280, 1024, 224))
+    (tmp_path / "loras").mkdir()
+    names = ("ipadapter", "clip_vision", "loras")
+    whole = ModelFolders(*(scan([tmp_path / name]) for name in names))
+    assert "TO GET" not in text(DoctorSubject(), whole)
