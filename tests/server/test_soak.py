@@ -50,6 +50,8 @@ def test_prompts_interrupts_and_two_clients(probed: Any, record_property: Any) -
     record_property("measured", f"soak: {report}")
     assert report.faults == []
     assert report.gained() and report.files
+    census = report.census[max(report.census)]
+    assert all(count > 0 for count in census.values()), census  # each is looked for by its name
 
 
 def test_a_leak_is_seen(probed: Any) -> None:

@@ -157,12 +157,12 @@ def alive() -> dict[str, int]:
     """Objects of the kinds that a leak would be made of, tensors outside the caches and their
     storage, and what the caches hold."""
     counts = Counter(dict.fromkeys((*COUNTED, "tensors", "cache_kb"), 0))
-    storages = {}
+    storages, kinds = {}, tuple(module.TensorCache for module in caches())
     for item in gc.get_objects():
         name = type(item).__name__
         if name in COUNTED:
             counts[name] += 1
-        elif name == "Recent":
+        elif isinstance(item, kinds):
             cached = [tensor for entry in item._entries.values() for tensor in entry]
             counts["tensors"] -= len(cached)
             counts["cache_kb"] += item.nbytes() >> 10
