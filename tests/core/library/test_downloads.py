@@ -53,3 +53,21 @@ def test_addresses_are_written_once_in_code() -> None:
     for path in tracked("ipadapter/*.py", "nodes.py", "scripts/*.py"):
         if path.name != "downloads.py":
             assert "huggingface.co" not in path.read_text("utf-8"), path.name
+
+
+def test_the_models_page_is_the_table() -> None:
+    """Every file with its folder, address, size; README shows some of the same rows."""
+    rows = (ROOT / "docs" / "models.md").read_text("utf-8").splitlines()
+    listed = [row for row in rows if "](https://" in row]
+    assert len(listed) == len(DOWNLOADS)
+    for row, file in zip(listed, DOWNLOADS.values(), strict=True):
+        assert row.startswith(f"| `{file.directory}` | [{file.name}]({file.url}) |")
+        assert f"| {file.size} |" in row
+    shown = (ROOT / "README.md").read_text("utf-8").splitlines()
+    shown = [row for row in shown if "/resolve/main/" in row]
+    assert len(shown) >= 5 and set(shown) <= set(listed)
+    assert f"All {len(DOWNLOADS)} files" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").split()) <= 900
