@@ -83,7 +83,7 @@ def test_keys_and_values_are_shared_by_all_clones(scene: Scene, pack: Pack) -> N
 def test_wrappers_are_registered_once(scene: Scene, pack: Pack) -> None:
     model = pack.apply(scene.model, Prompt(3), Prompt(4), Prompt(5)).clone()
     kinds = [kind for kind, by_key in model.wrappers.items() for _ in by_key.get("ip_adapter", ())]
-    assert sorted(kinds) == ["apply_model", "sampler_sample"]
+    assert sorted(kinds) == ["apply_model", "calc_cond_batch", "sampler_sample"]
 
 
 def test_the_host_is_offered_what_the_slot_held_before(scene: Scene, pack: Pack) -> None:
