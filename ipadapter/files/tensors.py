@@ -236,8 +236,8 @@ def _open_pickle(path: Path) -> TensorFile:
     except pickle.UnpicklingError as error:
         raise Problem.PICKLE_REFUSED(
             f"{path.name} contains Python objects or code, not only weights, and was not loaded "
-            "because such a file "
-            f"can run anything ({_first_line(error)}). Use a .safetensors version of the model."
+            f"because such a file can run anything ({_first_line(error)}). Use a .safetensors "
+            "version of the model."
         ) from error
     except _DAMAGED as error:
         raise Problem.FILE_BROKEN(

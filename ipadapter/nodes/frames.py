@@ -142,8 +142,8 @@ class IPAdapterCombineWeights(io.ComfyNode):
             inputs=[
                 _list(
                     "weights_1",
-                    "Weights of the first frames: connect weights of IPAdapter "
-                    "Weights. A number typed here is one frame.",
+                    "Weights of the first frames: connect weights of IPAdapter Weights. A number "
+                    "typed here is one frame.",
                 ),
                 _list("weights_2", "Weights of the frames that follow."),
             ],

@@ -84,9 +84,7 @@ def start_end() -> list[io.Input]:
             max=1.0,
             step=0.001,
             tooltip="When the adapter begins to act: 0 is the first step. Later starts leave "
-            "layout "
-            ""
-            "to the text.",
+            "layout to the text.",
         ),
         io.Float.Input(
             "end_at",
@@ -105,9 +103,7 @@ def embeds_scaling() -> io.Input:
         "embeds_scaling",
         options=[scaling.value for scaling in EmbedsScaling],
         tooltip="What the weight scales. V only is the reference. The others keep high weights "
-        "from "
-        ""
-        "burning out.",
+        "from burning out.",
     )
 
 

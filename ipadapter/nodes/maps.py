@@ -37,8 +37,7 @@ class IPAdapterRecordAttention(io.ComfyNode):
                     "show",
                     options=[kind.value for kind in MapKind],
                     tooltip="effect: how much each picture changes a place. attention: which "
-                    "picture a place "
-                    "looks at, for several pictures.",
+                    "picture a place looks at, for several pictures.",
                 ),
                 io.Combo.Input(
                     "blocks", options=list(BLOCKS), tooltip="Part of the model to look into."
