@@ -5,6 +5,8 @@
 /** @typedef {NonNullable<LGraphNode["widgets"]>[number]} Widget */
 
 const MARGIN = 8;
+// Nodes 2.0 has components of its own for types such as "curve".
+const PREFIX = "image_prompt_";
 const SVG = "http://www.w3.org/2000/svg";
 const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname.split("/extensions/")[1] ?? "")
   .split("/")[0];
@@ -71,7 +73,7 @@ export function place(node, name, content, height) {
   content.style.width = "100%";
   content.style.minHeight = `${height()}px`;
   // The published types leave addDOMWidget out.
-  const widget = /** @type {any} */ (node).addDOMWidget(name, name, content, {
+  const widget = /** @type {any} */ (node).addDOMWidget(name, PREFIX + name, content, {
     serialize: false,
     hideOnZoom: false,
     margin: MARGIN,
@@ -80,6 +82,27 @@ export function place(node, name, content, height) {
   widget.serialize = false;
   grow(node);
   return widget;
+}
+
+/**
+ * The elements that this pack put on a node.
+ * @param {LGraphNode} node
+ * @returns {HTMLElement[]}
+ */
+export function placedOn(node) {
+  const ours = (node.widgets ?? []).filter((widget) => widget.type.startsWith(PREFIX));
+  return ours.map((widget) => /** @type {{element?: any}} */ (widget).element);
+}
+
+/**
+ * Takes away what `place` put there.
+ * @param {LGraphNode} node
+ * @param {string} name
+ */
+export function takeAway(node, name) {
+  const widget = widgetOf(node, name);
+  if (widget) node.removeWidget(widget);
+  node.graph?.setDirtyCanvas(true, true);
 }
 
 /**
@@ -166,3 +189,8 @@ export const COLOURS = {
   third: "#8a8f98",
   wrong: "var(--error-text, #ff6b6b)",
 };
+
+/** Waits until the page has drawn what was changed. */
+export async function drawn() {
+  for (const _ of "12") await new Promise((done) => requestAnimationFrame(done));
+}

@@ -43,14 +43,21 @@ function heightOf(text, node) {
 /**
  * @param {LGraphNode} node
  * @param {unknown} given the text, or its pieces
+ * @param {boolean} [wrong] it says what is wrong
  */
-export function show(node, given) {
+export function show(node, given, wrong = false) {
   const text = Array.isArray(given) ? given.join("\n") : String(given);
   const field = fieldOf(node);
   field.textContent = text;
+  field.style.color = wrong ? page.COLOURS.wrong : page.COLOURS.text;
   field.title = text;
   field.style.minHeight = `${heightOf(text, node)}px`;
   page.grow(node);
+}
+
+/** @param {LGraphNode} node */
+export function hide(node) {
+  page.takeAway(node, NAME);
 }
 
 const LOOK = {
