@@ -80,18 +80,37 @@ export function place(node, name, content, height) {
     getMinHeight: () => height() + 2 * MARGIN,
   });
   widget.serialize = false;
+  content.dataset.imagePrompt = name;
   grow(node);
+  drawn().then(() => mount(node));
   return widget;
 }
 
 /**
- * The elements that this pack put on a node.
+ * Sees to it that Nodes 2.0 shows the elements that were placed on a node, and no others of this
+ * pack. It mounts an element once for each number of a node: where undo, redo or a step into a
+ * subgraph put another node under that number, it goes on showing the element of the one before. And
+ * on 1.32.9 a node that was just connected takes no further widgets.
  * @param {LGraphNode} node
- * @returns {HTMLElement[]}
  */
-export function placedOn(node) {
+export function mount(node) {
+  if (node.graph?.getNodeById(node.id) !== node) return; // a copy on its way to the clipboard
   const ours = (node.widgets ?? []).filter((widget) => widget.type.startsWith(PREFIX));
-  return ours.map((widget) => /** @type {{element?: any}} */ (widget).element);
+  const box = document.querySelector(`[data-node-id="${node.id}"]`);
+  const place = box?.querySelector(".lg-node-widgets");
+  for (const widget of ours) {
+    const content = /** @type {{element?: any}} */ (widget).element;
+    const shown = box?.querySelector(`[data-image-prompt="${widget.name}"]`);
+    if (shown && shown !== content) shown.replaceWith(content);
+    else if (!shown && place) {
+      Object.assign(content.style, { gridColumn: "1 / -1", margin: "0 0 0 12px", width: "auto" });
+      place.append(content);
+    }
+  }
+  const names = ours.map((widget) => widget.name);
+  box?.querySelectorAll("[data-image-prompt]").forEach((shown) => {
+    if (!names.includes(/** @type {any} */ (shown).dataset.imagePrompt)) shown.remove();
+  });
 }
 
 /**
@@ -102,6 +121,7 @@ export function placedOn(node) {
 export function takeAway(node, name) {
   const widget = widgetOf(node, name);
   if (widget) node.removeWidget(widget);
+  mount(node);
   node.graph?.setDirtyCanvas(true, true);
 }
 

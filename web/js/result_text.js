@@ -55,9 +55,15 @@ export function show(node, given, wrong = false) {
   page.grow(node);
 }
 
-/** @param {LGraphNode} node */
+/**
+ * Takes the text away, and the room that was made for it.
+ * @param {LGraphNode} node
+ */
 export function hide(node) {
+  const needed = node.computeSize()[1];
+  const own = node.size[1] === needed;
   page.takeAway(node, NAME);
+  if (own) node.setSize([node.size[0], node.computeSize()[1]]);
 }
 
 const LOOK = {

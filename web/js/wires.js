@@ -21,6 +21,7 @@ export function nodesOf(graph, id) {
   /** @type {Graph | undefined} */
   let inside = graph;
   for (const part of id.split(":")) {
+    /** @type {Node | null | undefined} */
     const node = inside?.getNodeById(part) ?? inside?.getNodeById(Number(part));
     if (!node) return [];
     found.push(node);
