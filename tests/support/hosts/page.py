@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,20 +63,20 @@ class Editor:
     def save_as(self, name: str) -> None:
         """Save the open workflow as a user does: Ctrl+S, a name, Enter."""
         self.page.keyboard.press("Control+s")
-        self.page.locator(".p-dialog input").last.fill(name)
+        self.page.locator("[role=dialog] input").last.fill(name)
         self.page.keyboard.press("Enter")
-        self.page.locator(".p-dialog").last.wait_for(state="detached")
+        self.page.locator("[role=dialog]").last.wait_for(state="detached")
         self.settle()
 
     def reload_and_open(self, name: str) -> None:
         """Load the page anew and open a saved workflow from its list."""
         self.page.reload()
         self.page.wait_for_function(script("tools.browser").READY)
-        assert self.page.evaluate("app.graph._nodes.length") == 0
-        self.page.locator(".workflows-tab-button").first.click()
-        self.page.get_by_text(f"{name}.json").last.click()
+        self.clear()  # newer pages begin with a workflow
+        self.page.keyboard.press("w")
+        self.page.get_by_text(re.compile(f"^{name}(.json)?$")).last.click()
         self.page.wait_for_function("app.graph._nodes.length > 0")
-        self.page.locator(".workflows-tab-button").first.click()
+        self.page.keyboard.press("w")
         self.settle()
 
     def browse_templates(self, pack: str) -> Any:
@@ -146,8 +147,10 @@ class Editor:
         return json.loads(self.page.evaluate(script, path))
 
     def problems(self) -> list[str]:
-        """Uncaught errors of the page, without those of its own."""
-        return [text for text in self.errors if not any(own in text for own in OWN_ERRORS)]
+        """Uncaught errors of the page without those of its own, and parts that it could not draw."""
+        broken = self.page.locator(".node-error").all_inner_texts()
+        ours = [text for text in self.errors if not any(own in text for own in OWN_ERRORS)]
+        return ours + broken
 
     def shoot(self, path: Path) -> None:
         """Write a screenshot."""
