@@ -49,9 +49,19 @@ def editor(browser: Any, server: Any, vue: bool) -> Iterator[Editor]:
         yield Editor(page, errors, vue)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes2"])
+RENDERERS = {"params": [False, True], "ids": ["classic", "nodes2"]}
+
+
+@pytest.fixture(scope="module", **RENDERERS)
 def opened(request: pytest.FixtureRequest, browser: Any, server: Any) -> Iterator[Editor]:
     """A page that a module's tests share, once with the classic canvas and once with Nodes 2.0."""
+    with editor(browser, server, request.param) as made:
+        yield made
+
+
+@pytest.fixture(**RENDERERS)
+def fresh(request: pytest.FixtureRequest, browser: Any, server: Any) -> Iterator[Editor]:
+    """A page of one test's own."""
     with editor(browser, server, request.param) as made:
         yield made
 

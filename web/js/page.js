@@ -66,8 +66,9 @@ export function shape(tag, attributes, children = []) {
  * @param {string} name
  * @param {HTMLElement} content
  * @param {() => number} height in pixels
+ * @param {boolean} [grows] takes a share of the room that a larger node has
  */
-export function place(node, name, content, height) {
+export function place(node, name, content, height, grows = true) {
   // Nodes 2.0 goes by the style, the classic canvas by getMinHeight, which includes its margins.
   content.style.boxSizing = "border-box";
   content.style.width = "100%";
@@ -78,6 +79,7 @@ export function place(node, name, content, height) {
     hideOnZoom: false,
     margin: MARGIN,
     getMinHeight: () => height() + 2 * MARGIN,
+    ...(grows ? {} : { getMaxHeight: () => height() + 2 * MARGIN }),
   });
   widget.serialize = false;
   content.dataset.imagePrompt = name;

@@ -7,7 +7,7 @@ import * as page from "./page.js";
 /** @typedef {import("./page.js").LGraphNode} LGraphNode */
 
 const LINE = 16;
-const LETTER = 6;
+const LETTER = 5.6;
 const BESIDE = 36; // pixels of a node's width that the text cannot have
 const MOST_LINES = 16;
 const NAME = "result_text";
@@ -26,7 +26,7 @@ function fieldOf(node) {
   field.addEventListener("wheel", (event) => {
     if (field.scrollHeight > field.clientHeight) event.stopPropagation();
   });
-  page.place(node, NAME, field, () => heightOf(field.textContent ?? "", node));
+  page.place(node, NAME, field, () => heightOf(field.textContent ?? "", node), false);
   return field;
 }
 
