@@ -19,8 +19,8 @@ GRAPH = """() => {
         node.pos = [x, 160];
         return app.graph.add(node);
     };
-    const [weights, square, show] =
-        ["IPAdapterWeights", "EmptyImage", "PreviewImage"].map((kind, at) => add(kind, 60 + 420 * at));
+    const kinds = ["IPAdapterWeights", "EmptyImage", "PreviewImage"];
+    const [weights, square, show] = kinds.map((kind, at) => add(kind, 60 + 420 * at));
     square.widgets.find((widget) => widget.name === "width").value = 64;
     square.widgets.find((widget) => widget.name === "height").value = 64;
     square.connect(0, weights, 0);
@@ -76,7 +76,9 @@ def test_errors_are_explained(page: Editor, speak: Any, language: str, picture: 
     for shown in (toast.inner_text(), said.inner_text()):
         assert 'expected a number such as 0.8, got "x".' in shown
         assert language == "en" or texts(language)["imagePromptProblems"]["weights-text"] in shown
-    red, green, blue = said.evaluate("one => getComputedStyle(one).color.match(/\\d+/g).map(Number)")
+    red, green, blue = said.evaluate(
+        "one => getComputedStyle(one).color.match(/\\d+/g).map(Number)"
+    )
     assert red > 1.5 * max(green, blue)
     # Both go when the graph runs again.
     page.page.keyboard.press("Escape")

@@ -26,7 +26,7 @@ class Editor:
     def clear(self) -> None:
         """Start anew: no nodes, no errors, no selection."""
         self.errors.clear()
-        self.page.mouse.move(5, 5)
+        self.page.mouse.move(120, 480)  # over nothing that would open
         # `clean` forgets what nodes have shown: new ones of the same number would show it again.
         self.page.evaluate("() => { app.canvas.deselectAll(); app.clean(); app.graph.clear(); }")
 
@@ -116,7 +116,7 @@ class Editor:
 
     def drag(self, selector: str, start: tuple[float, float], end: tuple[float, float]) -> None:
         """Drag the mouse inside an element; places are shares of its width and height."""
-        box = self.page.locator(selector).first.bounding_box()
+        box = self.place_of(selector)
         left, top, width, height = (box[name] for name in ("x", "y", "width", "height"))
         points = [(left + x * width, top + y * height) for x, y in (start, end)]
         mouse = self.page.mouse
@@ -125,6 +125,14 @@ class Editor:
         mouse.move(*points[1], steps=6)
         mouse.up()
         self.settle()
+
+    def place_of(self, selector: str) -> dict[str, float]:
+        """Where an element is, once it has come to rest: it follows the canvas with its next frames."""
+        before, box = None, self.page.locator(selector).first.bounding_box()
+        while box != before:
+            self.settle()
+            before, box = box, self.page.locator(selector).first.bounding_box()
+        return box
 
     def run(self, seconds: float = 120) -> None:
         """Queue the graph and wait until it has ended."""
@@ -147,7 +155,7 @@ class Editor:
         return json.loads(self.page.evaluate(script, path))
 
     def problems(self) -> list[str]:
-        """Uncaught errors of the page without those of its own, and parts that it could not draw."""
+        """Uncaught errors of the page without its own, and parts that it could not draw."""
         broken = self.page.locator(".node-error").all_inner_texts()
         ours = [text for text in self.errors if not any(own in text for own in OWN_ERRORS)]
         return ours + broken

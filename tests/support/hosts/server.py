@@ -38,9 +38,7 @@ def example(name: str) -> ModuleType:
 
 
 @contextmanager
-def running(
-    base: Path, packs: dict[str, Path] | None = None, page: Path | None = None
-) -> Iterator:
+def running(base: Path, packs: dict[str, Path] | None = None, page: Path | None = None) -> Iterator:
     """A server with the pack and the demo's models in the base directory `base`; `packs`: others
     beside it, by name; `page`: the folder of another editor than its own."""
     host = os.environ.get("COMFYUI_PATH")
