@@ -31,7 +31,9 @@ SHOWN = """() => Object.fromEntries(app.canvas.graph._nodes.map((node) => [
         .map((widget) => {
             const shown = document.querySelectorAll(
                 `[data-node-id="${node.id}"] [data-image-prompt]`);
-            return [widget.element.isConnected, shown.length];
+            return [
+                widget.element.isConnected, [...shown].includes(widget.element), shown.length,
+            ];
         }),
 ]))"""
 TALL = """() => [...document.querySelectorAll(".image-prompt-layers svg [data-layer]")]
@@ -48,7 +50,7 @@ def is_shown(page: Editor, node: Any) -> bool:
     """Whether the page shows a node's own elements, and no others."""
     shown = page.page.evaluate(SHOWN)[str(node)]
     count = len(shown) if page.vue else 0  # the classic canvas has them beside the nodes
-    return bool(shown) and all(one == [True, count] for one in shown)
+    return bool(shown) and all(one == [True, page.vue, count] for one in shown)
 
 
 def opened_with(page: Editor, kind: str, **widgets: Any) -> int:

@@ -127,7 +127,7 @@ class Editor:
         self.settle()
 
     def place_of(self, selector: str) -> dict[str, float]:
-        """Where an element is, once it has come to rest: it follows the canvas with its next frames."""
+        """Where an element is, once it has come to rest: it follows the canvas's next frames."""
         before, box = None, self.page.locator(selector).first.bounding_box()
         while box != before:
             self.settle()
