@@ -29,14 +29,14 @@ def newer_page() -> Path:
     folder = Path(chosen).expanduser()
     if (folder / "index.html").is_file():
         return folder.resolve()
-    cached = script("environment").cache_folder() / f"page-{chosen}"
+    cached = script("tools.environment").cache_folder() / f"page-{chosen}"
     if chosen == "latest" or not cached.is_dir():
         return _fetched(PACKAGE if chosen == "latest" else f"{PACKAGE}=={chosen}")
     return cached
 
 
 def _fetched(requirement: str) -> Path:
-    cache = script("environment").cache_folder()
+    cache = script("tools.environment").cache_folder()
     with tempfile.TemporaryDirectory(dir=cache, prefix="page-") as scratch:
         download = ["-m", "pip", "download", "--quiet", "--no-deps", "-d", scratch, requirement]
         told = subprocess.run(
