@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.page import Editor
+from support.hosts.page import Editor
 
 PACK = "custom_nodes.image-prompt-adapter"
 EDITOR = ".image-prompt-layers svg"
