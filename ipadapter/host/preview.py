@@ -52,16 +52,21 @@ def encoder_view(
     return _shown(shown, [_caption(given, size), *filter(None, warnings)])
 
 
+def result_view(node: type[io.ComfyNode], pictures: Tensor) -> dict[str, Any]:
+    """The node's `ui` entry: its own pictures, (images, height, width, channels)."""
+    return {"images": _saved(pictures[:MOST])} if queued_by_editor(node) else {}
+
+
 def _shown(pictures: list[Tensor], lines: list[str]) -> dict[str, Any]:
-    # Not PreviewImage: it draws its file names from the global random state.
-    images = [
-        saved
-        for squares in pictures
-        for saved in ui.ImageSaveHelper.save_images(
-            squares, "image_prompt_view", io.FolderType.temp, cls=None, compress_level=1
-        )
-    ]
+    images = [saved for squares in pictures for saved in _saved(squares)]
     return {"images": images, "text": ["\n".join(lines)]}
+
+
+def _saved(pictures: Tensor) -> list[Any]:
+    # Not PreviewImage: it draws its file names from the global random state.
+    return ui.ImageSaveHelper.save_images(
+        pictures, "image_prompt_view", io.FolderType.temp, cls=None, compress_level=1
+    )
 
 
 def _caption(given: dict[str, Tensor], size: int) -> str:

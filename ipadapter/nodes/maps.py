@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ..apply.request import chosen
 from ..attention.maps import AttentionRecord, MapKind, overlay
+from ..host.preview import result_view
 from ..host.slots import record_attention
 from ..pictures.images import as_rgb
 from . import inputs
@@ -91,6 +92,8 @@ class IPAdapterAttentionMap(io.ComfyNode):
                     "maps", display_name="maps", tooltip="One mask per reference, its peak at 1."
                 ),
             ],
+            hidden=[io.Hidden.extra_pnginfo],
+            is_output_node=True,
         )
 
     @classmethod
@@ -102,7 +105,8 @@ class IPAdapterAttentionMap(io.ComfyNode):
         picture, maps = as_rgb(image)[0], record.maps()
         size = (int(picture.shape[0]), int(picture.shape[1]))
         masks = functional.interpolate(maps.unsqueeze(1), size, mode="bilinear").squeeze(1)
-        return io.NodeOutput(overlay(picture, maps, opacity), masks)
+        drawn = overlay(picture, maps, opacity)
+        return io.NodeOutput(drawn, masks, ui=result_view(cls, drawn))
 
 
 MAPS: list[type[io.ComfyNode]] = [IPAdapterRecordAttention, IPAdapterAttentionMap]

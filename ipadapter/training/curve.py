@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, HEIGHT = 640, 360
-_LEFT, _TOP, _RIGHT, _BOTTOM = 56, 56, 56, 32
-_PAPER, _INK, _GRID, _ALARM = "#ffffff", "#24292f", "#d8dee4", "#b42318"
-_FAINT, _STRONG, _SHARE = "#b6d3f5", "#0b62c4", "#c05000"
+_LEFT, _TOP, _RIGHT, _BOTTOM = 66, 84, 72, 36
+# For the dark nodes that it is shown on, at about half its size.
+_PAPER, _INK, _GRID, _ALARM = "#1b1d21", "#d5dae1", "#41464e", "#ff8a80"
+_FAINT, _STRONG, _SHARE = "#35618f", "#6db3ff", "#ffb057"
+_LETTERS = ImageFont.load_default(20)
+_SMALL = ImageFont.load_default(17)
 
 
 def loss_curve(
@@ -28,16 +31,20 @@ def loss_curve(
     pen = ImageDraw.Draw(picture)
     smooth, shares = running_mean(losses), running_mean([share for _, share in compared])
     last = f", mean of the last {min(len(losses), _window(losses))}: {smooth[-1]:.4f}"
-    pen.text((_LEFT, 6), f"loss, {len(losses)} of {steps} steps{last if losses else ''}", _STRONG)
     share = f", now {shares[-1]:.1%}" if compared else ""
-    pen.text((_LEFT, 21), f"the same as a share of the loss without the adapter{share}", _SHARE)
-    pen.text((_LEFT, 36), notice[:88], _ALARM)
+    lines = (
+        (f"loss, {len(losses)} of {steps} steps{last if losses else ''}", _STRONG),
+        (f"share of the loss without the adapter{share}", _SHARE),
+        (_fitting(notice), _ALARM),
+    )
+    for row, (line, colour) in enumerate(lines):
+        pen.text((10, 4 + 25 * row), line, colour, _LETTERS)
     every, low_high = range(1, len(losses) + 1), _range(losses)
     _axes(pen, steps, low_high, _range(shares if compared else [1.0]))
-    for values, colour, width in ((losses, _FAINT, 1), (smooth, _STRONG, 2)):
+    for values, colour, width in ((losses, _FAINT, 1), (smooth, _STRONG, 4)):
         _line(pen, zip(every, values, strict=False), steps, low_high, (colour, width))
     numbers = [step for step, _ in compared]
-    _line(pen, zip(numbers, shares, strict=False), steps, _range(shares), (_SHARE, 2))
+    _line(pen, zip(numbers, shares, strict=False), steps, _range(shares), (_SHARE, 4))
     return picture
 
 
@@ -49,9 +56,16 @@ def _axes(pen: ImageDraw.ImageDraw, steps: int, left: _Range, right: _Range) -> 
         loss, share = (low + (high - low) * part / 4 for low, high in (left, right))
         y, step = _y(loss, left), round(steps * part / 4)
         pen.line([(_LEFT, y), (WIDTH - _RIGHT, y)], _GRID)
-        pen.text((6, y - 6), f"{loss:.3f}", _STRONG)
-        pen.text((WIDTH - _RIGHT + 6, y - 6), f"{share:.1%}", _SHARE)
-        pen.text((_x(step, steps) - 8, HEIGHT - _BOTTOM + 8), str(step), _INK)
+        pen.text((_LEFT - 8, y), f"{loss:.3f}", _STRONG, _SMALL, "rm")
+        pen.text((WIDTH - _RIGHT + 8, y), f"{share:.1%}", _SHARE, _SMALL, "lm")
+        pen.text((_x(step, steps), HEIGHT - _BOTTOM + 10), str(step), _INK, _SMALL, "mt")
+
+
+def _fitting(text: str) -> str:
+    """As much of a text as fits on a line."""
+    while _LETTERS.getlength(text) > WIDTH - 20:
+        text = f"{text.rstrip('…')[:-1]}…"
+    return text
 
 
 def _line(

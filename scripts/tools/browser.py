@@ -34,6 +34,9 @@ def editor_page(
         "Comfy.VueNodes.Enabled": vue,
         "Comfy.Locale": "en",
         "Comfy.Workflow.Persist": False,
+        # In a small window these lie on the nodes.
+        "Comfy.Minimap.Visible": False,
+        "Comfy.RightSidePanel.IsOpen": False,
     }
     server.fetch("/api/settings", json.dumps(settings).encode())
     local = (server.url, "data:", "blob:")

@@ -88,6 +88,7 @@ class ComfyServer:
     # Survives the process that started it, and the end of the `with` block.
     keep: bool = False
     threads: int | None = None  # that it computes with; None: as many as there are cores
+    page: Path | None = None  # the folder of another editor than the host's own
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -121,6 +122,7 @@ class ComfyServer:
         command += ["--cpu", "--listen", "127.0.0.1", "--port", str(self.port)]
         command += ["--disable-auto-launch", "--disable-api-nodes"]
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
+        command += ["--front-end-root", str(self.page)] if self.page else []
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,

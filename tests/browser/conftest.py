@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.hosts.front_end import FetchError, newer_page
 from support.hosts.page import Editor
 from support.hosts.server import ROOT, running, script
 
@@ -22,11 +23,20 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A server of the browser tests' own: what others leave in its history and folders, broken
-    files and inputs that are no numbers, is not what a page should be judged by."""
-    with running(tmp_path_factory.mktemp("browser")) as server:
+@pytest.fixture(scope="session", params=["own", "newer"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """A server of the browser tests' own, with the host's page and with a newer one: what others
+    leave in its history and folders, broken files and inputs that are no numbers, is not what a
+    page should be judged by."""
+    page = None
+    if request.param == "newer":
+        try:
+            page = newer_page()
+        except FetchError as error:
+            pytest.skip(str(error))
+    with running(tmp_path_factory.mktemp("browser"), page=page) as server:
         yield server
 
 
@@ -49,9 +59,19 @@ def editor(browser: Any, server: Any, vue: bool) -> Iterator[Editor]:
         yield Editor(page, errors, vue)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes2"])
+RENDERERS = {"params": [False, True], "ids": ["classic", "nodes2"]}
+
+
+@pytest.fixture(scope="module", **RENDERERS)
 def opened(request: pytest.FixtureRequest, browser: Any, server: Any) -> Iterator[Editor]:
     """A page that a module's tests share, once with the classic canvas and once with Nodes 2.0."""
+    with editor(browser, server, request.param) as made:
+        yield made
+
+
+@pytest.fixture(**RENDERERS)
+def fresh(request: pytest.FixtureRequest, browser: Any, server: Any) -> Iterator[Editor]:
+    """A page of one test's own."""
     with editor(browser, server, request.param) as made:
         yield made
 

@@ -113,7 +113,8 @@ def test_help_renders(page: Editor, name: str, picture: Path) -> None:
         .every(image => image.complete && image.naturalWidth > 0)"""
     page.page.wait_for_function(loaded)
     page.shoot(picture)
-    page.page.locator(".side-bar-button-selected").first.click()
+    if (tab := page.page.locator(".side-bar-button-selected")).count():
+        tab.first.click()
     assert page.problems() == []
 
 

@@ -54,6 +54,21 @@ def test_layer_editor_follows_text(page: Editor) -> None:
     assert page.widget(node, "layer_weights") == "3;2.5"
 
 
+def test_long_messages_are_whole(page: Editor, picture: Path) -> None:
+    """Inside the node, no word cut off."""
+    node = page.add("IPAdapterMS")
+    wrong = "the layer that I mean"
+    page.set_widget(node, "layer_weights", f"{wrong}:0.123456789")
+    said = page.page.locator(f"{PART} > div").last
+    assert wrong in said.inner_text()
+    page.shoot(picture)
+    fits = "one => one.scrollWidth <= one.clientWidth && one.scrollHeight <= one.clientHeight"
+    assert said.evaluate(fits)
+    inner, outer = said.bounding_box(), page.page.locator(PART).bounding_box()
+    assert inner["y"] + inner["height"] <= outer["y"] + outer["height"] + 1
+    assert page.problems() == []
+
+
 def test_layer_editor_presets_and_base(page: Editor, picture: Path) -> None:
     node = page.add("IPAdapterMS")
     menus = page.page.locator(f"{PART} select")

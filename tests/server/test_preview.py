@@ -88,3 +88,21 @@ def test_encoder_node_shows_only_what_the_mask_leaves(server: Any, graph: dict[s
     kept["92"] = {"class_type": "IPAdapterSaveEmbeds", "inputs": saving}
     (square,) = run(server, kept, 1.0, editor=True)["IPAdapterEncoder"]["images"]
     assert np.ptp(pixels(server, square).reshape(-1, 3), axis=0).max() == 0  # one plain colour
+
+
+def test_attention_map_is_shown_by_itself(server: Any, graph: dict[str, Any]) -> None:
+    """Nothing has to be connected to it."""
+    number = {node["class_type"]: number for number, node in graph.items()}
+    sampler = graph[number["KSampler"]]
+    record = {"model": sampler["inputs"]["model"], "show": "effect", "blocks": "all"}
+    shown = {"record": ["900", 1], "image": [number["VAEDecode"], 0], "opacity": 0.6}
+    recording = {
+        **graph,
+        number["KSampler"]: {**sampler, "inputs": {**sampler["inputs"], "model": ["900", 0]}},
+        "900": {"class_type": "IPAdapterRecordAttention", "inputs": record},
+        "901": {"class_type": "IPAdapterAttentionMap", "inputs": shown},
+    }
+    del recording[number[SAVED]]
+    (picture,) = run(server, recording, 0.63, editor=True)["IPAdapterAttentionMap"]["images"]
+    assert pixels(server, picture).std() > 0
+    assert "IPAdapterAttentionMap" not in run(server, recording, 0.64, editor=False)

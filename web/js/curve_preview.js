@@ -12,7 +12,7 @@ const PICTURES = 3;
 const NUMBERS = ["frames", "start_frame", "end_frame", "add_starting_frames", "add_ending_frames"];
 const WIDGETS = ["weights", "timing", "method", ...NUMBERS];
 
-const STATUS = { "font-size": "11px", height: "15px", color: page.COLOURS.quiet };
+const STATUS = { "font-size": "11px", "min-height": "15px", color: page.COLOURS.quiet };
 
 class CurvePreview {
   /** @param {LGraphNode} node */

@@ -296,7 +296,6 @@ class LayerEditor {
     this.status.textContent = this.selected < 0 || bars.errors.length
       ? problem || idle
       : this.about(this.selected, bars);
-    this.status.title = this.status.textContent;
   }
 
   /**
@@ -320,10 +319,8 @@ const BUTTON = {
   flex: "1 1 0", "min-width": "0", "font-size": "11px", color: page.COLOURS.text,
   background: page.COLOURS.back, border: `1px solid ${page.COLOURS.line}`, "border-radius": "4px",
 };
-const STATUS = {
-  "font-size": "11px", height: "15px", overflow: "hidden", "white-space": "nowrap",
-  "text-overflow": "ellipsis",
-};
+// Long messages take lines from the drawing.
+const STATUS = { "font-size": "11px", "min-height": "15px", "overflow-wrap": "anywhere" };
 
 app.registerExtension({
   name: "ImagePrompt.LayerEditor",

@@ -5,6 +5,8 @@
 /** @typedef {NonNullable<LGraphNode["widgets"]>[number]} Widget */
 
 const MARGIN = 8;
+// Nodes 2.0 has components of its own for types such as "curve".
+const PREFIX = "image_prompt_";
 const SVG = "http://www.w3.org/2000/svg";
 const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname.split("/extensions/")[1] ?? "")
   .split("/")[0];
@@ -64,22 +66,65 @@ export function shape(tag, attributes, children = []) {
  * @param {string} name
  * @param {HTMLElement} content
  * @param {() => number} height in pixels
+ * @param {boolean} [grows] takes a share of the room that a larger node has
  */
-export function place(node, name, content, height) {
+export function place(node, name, content, height, grows = true) {
   // Nodes 2.0 goes by the style, the classic canvas by getMinHeight, which includes its margins.
   content.style.boxSizing = "border-box";
   content.style.width = "100%";
   content.style.minHeight = `${height()}px`;
   // The published types leave addDOMWidget out.
-  const widget = /** @type {any} */ (node).addDOMWidget(name, name, content, {
+  const widget = /** @type {any} */ (node).addDOMWidget(name, PREFIX + name, content, {
     serialize: false,
     hideOnZoom: false,
     margin: MARGIN,
     getMinHeight: () => height() + 2 * MARGIN,
+    ...(grows ? {} : { getMaxHeight: () => height() + 2 * MARGIN }),
   });
   widget.serialize = false;
+  content.dataset.imagePrompt = name;
   grow(node);
+  drawn().then(() => mount(node));
   return widget;
+}
+
+/**
+ * Sees to it that Nodes 2.0 shows the elements that were placed on a node, and no others of this
+ * pack. It mounts an element once for each number of a node: where undo, redo or a step into a
+ * subgraph put another node under that number, it goes on showing the element of the one before. And
+ * on 1.32.9 a node that was just connected takes no further widgets.
+ * @param {LGraphNode} node
+ */
+export function mount(node) {
+  if (node.graph?.getNodeById(node.id) !== node) return; // a copy on its way to the clipboard
+  const ours = (node.widgets ?? []).filter((widget) => widget.type.startsWith(PREFIX));
+  const box = document.querySelector(`[data-node-id="${node.id}"]`);
+  const place = box?.querySelector(".lg-node-widgets");
+  for (const widget of ours) {
+    const content = /** @type {{element?: any}} */ (widget).element;
+    const shown = box?.querySelector(`[data-image-prompt="${widget.name}"]`);
+    if (shown && shown !== content) shown.replaceWith(content);
+    else if (!shown && place) {
+      Object.assign(content.style, { gridColumn: "1 / -1", margin: "0 0 0 12px", width: "auto" });
+      place.append(content);
+    }
+  }
+  const names = ours.map((widget) => widget.name);
+  box?.querySelectorAll("[data-image-prompt]").forEach((shown) => {
+    if (!names.includes(/** @type {any} */ (shown).dataset.imagePrompt)) shown.remove();
+  });
+}
+
+/**
+ * Takes away what `place` put there.
+ * @param {LGraphNode} node
+ * @param {string} name
+ */
+export function takeAway(node, name) {
+  const widget = widgetOf(node, name);
+  if (widget) node.removeWidget(widget);
+  mount(node);
+  node.graph?.setDirtyCanvas(true, true);
 }
 
 /**
@@ -166,3 +211,8 @@ export const COLOURS = {
   third: "#8a8f98",
   wrong: "var(--error-text, #ff6b6b)",
 };
+
+/** Waits until the page has drawn what was changed. */
+export async function drawn() {
+  for (const _ of "12") await new Promise((done) => requestAnimationFrame(done));
+}

@@ -7,7 +7,7 @@ import * as page from "./page.js";
 /** @typedef {import("./page.js").LGraphNode} LGraphNode */
 
 const LINE = 16;
-const LETTER = 6;
+const LETTER = 5.6;
 const BESIDE = 36; // pixels of a node's width that the text cannot have
 const MOST_LINES = 16;
 const NAME = "result_text";
@@ -26,7 +26,7 @@ function fieldOf(node) {
   field.addEventListener("wheel", (event) => {
     if (field.scrollHeight > field.clientHeight) event.stopPropagation();
   });
-  page.place(node, NAME, field, () => heightOf(field.textContent ?? "", node));
+  page.place(node, NAME, field, () => heightOf(field.textContent ?? "", node), false);
   return field;
 }
 
@@ -43,14 +43,27 @@ function heightOf(text, node) {
 /**
  * @param {LGraphNode} node
  * @param {unknown} given the text, or its pieces
+ * @param {boolean} [wrong] it says what is wrong
  */
-export function show(node, given) {
+export function show(node, given, wrong = false) {
   const text = Array.isArray(given) ? given.join("\n") : String(given);
   const field = fieldOf(node);
   field.textContent = text;
+  field.style.color = wrong ? page.COLOURS.wrong : page.COLOURS.text;
   field.title = text;
   field.style.minHeight = `${heightOf(text, node)}px`;
   page.grow(node);
+}
+
+/**
+ * Takes the text away, and the room that was made for it.
+ * @param {LGraphNode} node
+ */
+export function hide(node) {
+  const needed = node.computeSize()[1];
+  const own = node.size[1] === needed;
+  page.takeAway(node, NAME);
+  if (own) node.setSize([node.size[0], node.computeSize()[1]]);
 }
 
 const LOOK = {

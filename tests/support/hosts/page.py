@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class Editor:
     def clear(self) -> None:
         """Start anew: no nodes, no errors, no selection."""
         self.errors.clear()
-        self.page.mouse.move(5, 5)
+        self.page.mouse.move(120, 480)  # over nothing that would open
         # `clean` forgets what nodes have shown: new ones of the same number would show it again.
         self.page.evaluate("() => { app.canvas.deselectAll(); app.clean(); app.graph.clear(); }")
 
@@ -62,20 +63,20 @@ class Editor:
     def save_as(self, name: str) -> None:
         """Save the open workflow as a user does: Ctrl+S, a name, Enter."""
         self.page.keyboard.press("Control+s")
-        self.page.locator(".p-dialog input").last.fill(name)
+        self.page.locator("[role=dialog] input").last.fill(name)
         self.page.keyboard.press("Enter")
-        self.page.locator(".p-dialog").last.wait_for(state="detached")
+        self.page.locator("[role=dialog]").last.wait_for(state="detached")
         self.settle()
 
     def reload_and_open(self, name: str) -> None:
         """Load the page anew and open a saved workflow from its list."""
         self.page.reload()
         self.page.wait_for_function(script("tools.browser").READY)
-        assert self.page.evaluate("app.graph._nodes.length") == 0
-        self.page.locator(".workflows-tab-button").first.click()
-        self.page.get_by_text(f"{name}.json").last.click()
+        self.clear()  # newer pages begin with a workflow
+        self.page.keyboard.press("w")
+        self.page.get_by_text(re.compile(f"^{name}(.json)?$")).last.click()
         self.page.wait_for_function("app.graph._nodes.length > 0")
-        self.page.locator(".workflows-tab-button").first.click()
+        self.page.keyboard.press("w")
         self.settle()
 
     def browse_templates(self, pack: str) -> Any:
@@ -115,7 +116,7 @@ class Editor:
 
     def drag(self, selector: str, start: tuple[float, float], end: tuple[float, float]) -> None:
         """Drag the mouse inside an element; places are shares of its width and height."""
-        box = self.page.locator(selector).first.bounding_box()
+        box = self.place_of(selector)
         left, top, width, height = (box[name] for name in ("x", "y", "width", "height"))
         points = [(left + x * width, top + y * height) for x, y in (start, end)]
         mouse = self.page.mouse
@@ -124,6 +125,14 @@ class Editor:
         mouse.move(*points[1], steps=6)
         mouse.up()
         self.settle()
+
+    def place_of(self, selector: str) -> dict[str, float]:
+        """Where an element is, once it has come to rest: it follows the canvas's next frames."""
+        before, box = None, self.page.locator(selector).first.bounding_box()
+        while box != before:
+            self.settle()
+            before, box = box, self.page.locator(selector).first.bounding_box()
+        return box
 
     def run(self, seconds: float = 120) -> None:
         """Queue the graph and wait until it has ended."""
@@ -146,8 +155,10 @@ class Editor:
         return json.loads(self.page.evaluate(script, path))
 
     def problems(self) -> list[str]:
-        """Uncaught errors of the page, without those of its own."""
-        return [text for text in self.errors if not any(own in text for own in OWN_ERRORS)]
+        """Uncaught errors of the page without its own, and parts that it could not draw."""
+        broken = self.page.locator(".node-error").all_inner_texts()
+        ours = [text for text in self.errors if not any(own in text for own in OWN_ERRORS)]
+        return ours + broken
 
     def shoot(self, path: Path) -> None:
         """Write a screenshot."""

@@ -38,9 +38,9 @@ def example(name: str) -> ModuleType:
 
 
 @contextmanager
-def running(base: Path, packs: dict[str, Path] | None = None) -> Iterator:
+def running(base: Path, packs: dict[str, Path] | None = None, page: Path | None = None) -> Iterator:
     """A server with the pack and the demo's models in the base directory `base`; `packs`: others
-    beside it, by name."""
+    beside it, by name; `page`: the folder of another editor than its own."""
     host = os.environ.get("COMFYUI_PATH")
     if not host:
         pytest.skip("needs COMFYUI_PATH; scripts/test.py sets it")
@@ -50,7 +50,7 @@ def running(base: Path, packs: dict[str, Path] | None = None) -> Iterator:
     for source in models.rglob("*.safetensors"):
         link_file(source, base / "models" / source.relative_to(models))
     with comfy_server.ComfyServer(
-        Path(sys.executable), Path(host), base, threads=THREADS
+        Path(sys.executable), Path(host), base, threads=THREADS, page=page
     ) as server:
         yield server
 
