@@ -98,6 +98,22 @@ class TensorMap(Mapping[str, torch.Tensor]):
             lambda new: self._load(names[new]),
         )
 
+    def stacked(self, names: Mapping[str, tuple[str, ...]]) -> TensorMap:
+        """The tensors named in the values of `names`, under new names (the keys): the rows of
+        several, one below the other; all have the same shape."""
+        shapes = {
+            new: (len(olds) * self._shapes[olds[0]][0], *self._shapes[olds[0]][1:])
+            if len(olds) > 1
+            else self._shapes[olds[0]]
+            for new, olds in names.items()
+        }
+
+        def load(new: str) -> torch.Tensor:
+            parts = [self._load(old) for old in names[new]]
+            return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+        return TensorMap(shapes, load)
+
 
 @dataclass(frozen=True, eq=False)
 class TensorFile:
