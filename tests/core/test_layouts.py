@@ -100,8 +100,8 @@ def test_nested_official_layouts(wrapper: str, layers: str) -> None:
 @pytest.mark.parametrize("layout", [*BY_NAME, *BY_DIFFUSERS])
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
 def test_files_of_every_kind(tmp_path: Path, layout: str, kind: str) -> None:
-    nested = adapter(Family.FACEID_PLUS_V2, "SDXL")
-    state = (BY_NAME | BY_DIFFUSERS)[layout](nested, "SDXL")
+    nested = adapter(Family.FACEID_PLUS_V2, "SD1.5")
+    state = (BY_NAME | BY_DIFFUSERS)[layout](nested, "SD1.5")
     path = tmp_path / "model.safetensors"
     if kind == "safetensors":
         save_file({key: value.clone() for key, value in flatten(state).items()}, path)
