@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import Problem
-from ..files.kinds import LAYER_PREFIXES, PROJECTOR_PREFIXES, Kind, kind_of, why_not_an_adapter
+from ..files.kinds import Kind, kind_of, problem_of, why_not_an_adapter
+from ..files.layouts import halves
 from ..files.tensors import TensorMap, flatten, open_tensor_file
+from .projector_names import official_names
 
 __all__ = [
     "Checkpoint",
@@ -18,16 +20,6 @@ __all__ = [
     "checkpoint_from_tensors",
     "read_checkpoint",
 ]
-
-# Resamplers that were saved from diffusers' layout instead of the official one: (theirs, ours).
-_RESAMPLER_NAMES = (
-    (".ln0.", ".0.norm1."),
-    (".ln1.", ".0.norm2."),
-    (".attn.", ".0."),
-    (".ff.0.", ".1.0."),
-    (".ff.1.net.0.proj.", ".1.1."),
-    (".ff.1.net.2.", ".1.3."),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +45,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def checkpoint_from_dict(state: Mapping[str, Any], name: str) -> Checkpoint:
-    """An adapter from a state dict: flat keys, or nested {image_proj: {...},
-    ip_adapter or adapter_modules: {...}}."""
+    """An adapter from a state dict of any layout (files/layouts.py), flat or nested."""
     return checkpoint_from_tensors(TensorMap.of(flatten(state)), name)
 
 
@@ -65,26 +56,21 @@ def checkpoint_from_tensors(
     path: Path | None = None,
 ) -> Checkpoint:
     """Split flat keys into projector and layers; ValueError says what else the file is."""
-    if kind_of(tensors) is not Kind.ADAPTER:
-        raise Problem.WRONG_FILE(why_not_an_adapter(name, tensors))
-    projector = {
-        _official_name(new): old for new, old in _under(tensors, PROJECTOR_PREFIXES).items()
-    }
-    layers = _under(tensors, LAYER_PREFIXES)
+    shapes = tensors.shapes()
+    kind = kind_of(shapes)
+    if kind is not Kind.ADAPTER:
+        raise problem_of(kind)(why_not_an_adapter(name, shapes))
+    found = halves(shapes)
+    if found.clash:
+        raise Problem.WRONG_FILE(
+            f"{name} holds several adapters: '{found.clash[0]}' and '{found.clash[1]}' are the same"
+            " part of two. Save them as one file each."
+        )
+    projector = tensors.renamed(found.projector)
     return Checkpoint(
-        tensors.renamed(projector), tensors.renamed(layers), name, dict(metadata or {}), path
+        projector.stacked(official_names(projector.shapes())),
+        tensors.renamed(found.layers),
+        name,
+        dict(metadata or {}),
+        path,
     )
-
-
-def _under(keys: Iterable[str], prefixes: tuple[str, ...]) -> dict[str, str]:
-    """{key without its prefix: key} for the keys that have one of the prefixes."""
-    return {
-        key[len(prefix) :]: key for key in keys for prefix in prefixes if key.startswith(prefix)
-    }
-
-
-def _official_name(key: str) -> str:
-    if "layers." in key:
-        for theirs, ours in _RESAMPLER_NAMES:
-            key = key.replace(theirs, ours)
-    return key

@@ -1,10 +1,14 @@
-"""What kind of model a set of tensors is, told from key names alone."""
+"""What kind of model a set of tensors is, told from key names (and, for one kind, a width)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+
+from ..errors import Problem
+from .layouts import halves
+from .tensors import Shapes
 
 
 class Kind(str, Enum):
@@ -13,7 +17,22 @@ class Kind(str, Enum):
     ADAPTER = "an IP-Adapter"
     PARTIAL_ADAPTER = "a part of an IP-Adapter"
     FLUX_ADAPTER = "an IP-Adapter for Flux"
+    INSTRUCT = "an IP-Adapter-Instruct model"
+    ART = "an adapter in the layout and widths of IP-Adapter-Art"
+    CSGO = "a CSGO model"
+    STYLESHOT = "a StyleShot model"
+    MIP = "a MIP-Adapter model"
     PULID = "a PuLID model"
+    PULID_FLUX = "a PuLID model for Flux"
+    CONSISTENT_ID = "a ConsistentID model"
+    UNIPORTRAIT = "a UniPortrait model"
+    PHOTOMAKER = "a PhotoMaker model"
+    INSTANT_CHARACTER = "an InstantCharacter model for Flux"
+    ANIMA = "an IP-Adapter for Anima"
+    HUNYUAN = "an IP-Adapter for HunyuanDiT"
+    LYNX = "a Lynx model for Wan"
+    REDUX = "a style model (Flux Redux)"
+    T2I_STYLE = "a style model (T2I-Adapter)"
     LORA = "a LoRA"
     CONTROLNET = "a ControlNet"
     T2I_ADAPTER = "a T2I-Adapter"
@@ -31,19 +50,26 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True)
 class Sign:
-    """One row of the table: any key that has `start`, `part` and `end` says `kind`."""
+    """One row of a table: a key that has `start`, `part` and `end`, and whose last axis is `width`
+    (0: any), says `kind` if some key has `also`."""
 
     kind: Kind
     start: str = ""
     part: str = ""
     end: str = ""
+    also: str = ""
+    width: int = 0
 
-    def matches(self, key: str) -> bool:
-        return key.startswith(self.start) and self.part in key and key.endswith(self.end)
+    def matches(self, shapes: Shapes, text: str) -> bool:
+        """text: all keys, one per line: rules most signs out at once."""
+        if not (self.start in text and self.part in text and self.also in text):
+            return False
+        return any(
+            key.startswith(self.start) and self.part in key and key.endswith(self.end)
+            for key, shape in shapes.items()
+            if not self.width or shape[-1:] == (self.width,)
+        )
 
-
-PROJECTOR_PREFIXES = ("image_proj.", "image_proj_model.")
-LAYER_PREFIXES = ("ip_adapter.", "adapter_modules.")
 
 HOME_FOLDERS = {
     Kind.LORA: "models/loras",
@@ -58,14 +84,63 @@ HOME_FOLDERS = {
     Kind.VAE: "models/vae",
     Kind.EMBEDDING: "models/embeddings",
     Kind.ADAPTER: "models/ipadapter",
+    Kind.PHOTOMAKER: "models/photomaker",
+    Kind.REDUX: "models/style_models",
+    Kind.T2I_STYLE: "models/style_models",
 }
 
-# The first row that any key matches decides, so the order goes from the telling to the general.
-_SIGNS = (
+# Adapters of other methods, and why this pack cannot use them.
+OTHER_METHODS = {
+    Kind.INSTRUCT: "its projector also reads an instruction in words",
+    Kind.ART: "it reads a style vector that the CSD encoder makes, not a CLIP Vision encoder",
+    Kind.CSGO: "it has separate tokens for content and style",
+    Kind.STYLESHOT: "it has a style encoder of its own, which reads pieces of three sizes",
+    Kind.MIP: "it weighs every reference by the words of the prompt",
+    Kind.PULID: "it changes what the text attends to, from a face and an EVA-CLIP encoder",
+    Kind.PULID_FLUX: "it has attention layers of its own, for a face and an EVA-CLIP encoder",
+    Kind.CONSISTENT_ID: "it reads the parts of a face with an encoder of its own",
+    Kind.UNIPORTRAIT: "it reads faces with an encoder of its own and routes them to places",
+    Kind.PHOTOMAKER: "it changes the words of the prompt, not the attention to a picture",
+    Kind.INSTANT_CHARACTER: "it is made for a transformer model, Flux",
+    Kind.ANIMA: "it is made for a transformer model, Anima, and the PE-Core encoder",
+    Kind.HUNYUAN: "it is made for a transformer model, HunyuanDiT",
+    Kind.LYNX: "it is made for a transformer model for video, Wan",
+    Kind.REDUX: "it adds words to the prompt of Flux, by ComfyUI's own Apply Style Model",
+    Kind.T2I_STYLE: "it adds words to the prompt, by ComfyUI's own Apply Style Model",
+}
+
+# Signs of other methods: their files may hold an adapter's two halves as well.
+_OTHER_METHODS = (
     Sign(Kind.FLUX_ADAPTER, start="ip_adapter_proj_model."),
     Sign(Kind.FLUX_ADAPTER, part="ip_adapter_double_stream"),
+    Sign(Kind.INSTRUCT, part="proj_prompt_input"),
+    Sign(Kind.INSTRUCT, part="proj_new_input"),
+    Sign(
+        Kind.ART, part="encoder_hid_proj.image_embeds.weight", also=".processor.to_k_ip", width=768
+    ),
+    Sign(Kind.CSGO, part="content_image_proj", also="style_image_proj"),
+    Sign(Kind.STYLESHOT, part="style_image_proj_modules."),
+    Sign(Kind.MIP, part=".text_to_weight"),
+    Sign(Kind.PULID_FLUX, part="pulid_ca."),
     Sign(Kind.PULID, start="pulid_"),
-    Sign(Kind.PULID, start="id_adapter"),
+    Sign(Kind.PULID, part="id_adapter"),
+    Sign(Kind.PULID, part="id_embedding_mapping."),
+    Sign(Kind.PULID, part="image_proj.body.", also="to_k_ip"),
+    Sign(Kind.PULID, part="mapping_patch_", also="to_k_ip"),
+    Sign(Kind.CONSISTENT_ID, part="FacialEncoder."),
+    Sign(Kind.UNIPORTRAIT, part="faceid_adapter."),
+    Sign(Kind.UNIPORTRAIT, part="faceid_proj."),
+    Sign(Kind.PHOTOMAKER, start="id_encoder.", also="lora_weights."),
+    Sign(Kind.INSTANT_CHARACTER, part="norm_ip_q."),
+    Sign(Kind.ANIMA, part="ip_centroid"),
+    Sign(Kind.ANIMA, part="ip_gate.", also="to_k_ip."),
+    Sign(Kind.HUNYUAN, part="kv_proj_ip_adapter"),
+    Sign(Kind.LYNX, part="cross_attn.ip_adapter."),
+    Sign(Kind.REDUX, start="redux_down."),
+    Sign(Kind.T2I_STYLE, part="style_embedding"),
+)
+# The first row that any key matches decides, so the order goes from the telling to the general.
+_SIGNS = (
     Sign(Kind.LORA, part=".lora_down."),
     Sign(Kind.LORA, part=".lora_A."),
     Sign(Kind.LORA, part=".lora.down."),
@@ -104,40 +179,56 @@ _SIGNS = (
 )
 
 
-def kind_of(keys: Iterable[str]) -> Kind:
-    """The kind of model that has these keys."""
-    keys = list(keys)
-    has_projector = any(key.startswith(PROJECTOR_PREFIXES) for key in keys)
-    has_layers = any(key.startswith(LAYER_PREFIXES) for key in keys)
-    if has_projector and has_layers:
+def kind_of(shapes: Shapes) -> Kind:
+    """The kind of model that has tensors of these names and shapes."""
+    text = "\n".join(shapes)
+    kind = _first(_OTHER_METHODS, shapes, text)
+    if kind is not None:
+        return kind
+    found = halves(shapes)
+    if found.projector and found.layers:
         return Kind.ADAPTER
-    for sign in _SIGNS:
-        if any(sign.matches(key) for key in keys):
-            return sign.kind
-    return Kind.PARTIAL_ADAPTER if has_projector or has_layers else Kind.UNKNOWN
+    if "to_k_ip" in text:
+        return Kind.PARTIAL_ADAPTER
+    kind = _first(_SIGNS, shapes, text)
+    if kind is not None:
+        return kind
+    return Kind.PARTIAL_ADAPTER if found.projector or found.layers else Kind.UNKNOWN
 
 
-def why_not_an_adapter(name: str, keys: Iterable[str]) -> str:
+def _first(signs: Iterable[Sign], shapes: Shapes, text: str) -> Kind | None:
+    return next((sign.kind for sign in signs if sign.matches(shapes, text)), None)
+
+
+def problem_of(kind: Kind) -> Problem:
+    """The problem of a file of this kind that was chosen as an adapter."""
+    return Problem.UNSUPPORTED if kind in OTHER_METHODS else Problem.WRONG_FILE
+
+
+def why_not_an_adapter(name: str, shapes: Shapes) -> str:
     """The message for a file that was chosen as an adapter and is something else."""
-    keys = list(keys)
-    kind = kind_of(keys)
+    kind = kind_of(shapes)
     expected = "an IP-Adapter has tensors named 'image_proj...' and 'ip_adapter...'"
-    if not keys:
+    folder = HOME_FOLDERS.get(kind)
+    advice = f"It belongs in {folder}. " if folder else ""
+    if not shapes:
         return f"{name} holds no tensors; {expected}. Choose another file."
+    if kind in OTHER_METHODS:
+        return (
+            f"{name} is {kind.value}, which this pack cannot use: {OTHER_METHODS[kind]}. {advice}"
+            "Take the nodes that are made for it, or choose another file."
+        )
     if kind is Kind.PARTIAL_ADAPTER:
-        has_projector = any(key.startswith(PROJECTOR_PREFIXES) for key in keys)
-        missing = "ip_adapter" if has_projector else "image_proj"
+        missing = "ip_adapter" if halves(shapes).projector else "image_proj"
         return (
             f"{name} is incomplete: it has no '{missing}...' tensors; {expected}. "
-            "Download it again."
+            "Choose the whole adapter, or download it again."
         )
     if kind is Kind.UNKNOWN:
-        seen = ", ".join(sorted(keys)[:3])
+        seen = ", ".join(sorted(shapes)[:3])
         return (
             f"{name} is not an IP-Adapter: {expected}, this file has {seen}. Choose another file."
         )
-    folder = HOME_FOLDERS.get(kind)
-    advice = f"It belongs in {folder}. " if folder else ""
     return (
         f"{name} is {kind.value}, not an IP-Adapter for a UNet model; {expected}. "
         f"{advice}Choose another file."

@@ -14,7 +14,7 @@ from ..adapters.checkpoint import checkpoint_from_tensors
 from ..adapters.spec import AdapterSpec, identify
 from ..adapters.vision import EmbedSource, encoder_name
 from ..errors import plain_text
-from ..files.kinds import HOME_FOLDERS, Kind, kind_of
+from ..files.kinds import HOME_FOLDERS, OTHER_METHODS, Kind, kind_of
 from ..files.tensors import Shape, TensorMap, open_tensor_file
 
 EXTENSIONS = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt")
@@ -90,8 +90,9 @@ class ModelFile:
             return f"{self.kind.value}: {facts.summary}"
         if self.lora and self.lora.only_attention:
             return f"{self.kind.value} for the attention of {self.lora.base}, rank {self.lora.rank}"
-        folder = HOME_FOLDERS.get(self.kind)
-        return self.kind.value + (f", which belongs in {folder}" if folder else "")
+        folder, other = HOME_FOLDERS.get(self.kind), OTHER_METHODS.get(self.kind)
+        why = f", which this pack cannot use: {other}" if other else ""
+        return f"{self.kind.value}{why}" + (f", which belongs in {folder}" if folder else "")
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,8 @@ def read_contents(path: Path) -> ModelFile:
 
 def contents_of(tensors: TensorMap, name: str) -> ModelFile:
     """What a set of tensors is; `name` is for messages and FaceID Plus' default version."""
-    kind = kind_of(tensors)
     shapes = tensors.shapes()
+    kind = kind_of(shapes)
     try:
         if kind is Kind.ADAPTER:
             parts = checkpoint_from_tensors(tensors, name)

@@ -27,8 +27,10 @@ logger = logging.getLogger("ipadapter")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 BLACK = (0.0, 0.0, 0.0)
 
-# Longer than this many target sizes, only the kept part of an elongated image is computed.
-MAX_ELONGATION = 16
+# Beyond this many target sizes, only the kept part of an elongated image is computed: at 224 px the
+# whole would take more than 200 MB. It may then differ by some levels where Pillow, which rounds
+# between its two passes, takes the other pass first.
+MAX_ELONGATION = 1024
 
 
 class Fit(str, Enum):
@@ -266,16 +268,22 @@ def _resize_and_crop(image: Tensor, size: int) -> Tensor:
     new_height, new_width = (new_long, size) if height > width else (size, new_long)
     top, left = (new_height - size) // 2, (new_width - size) // 2
     if new_long <= MAX_ELONGATION * size:
-        resized = resize(image, new_height, new_width, Interpolation.BICUBIC)
-        return resized[:, top : top + size, left : left + size].contiguous()
-    # The same window of the same resize, without the gigabytes around it.
-    y, x = height / new_height, width / new_width
-    box = (left * x, top * y, (left + size) * x, (top + size) * y)
-    windows = [
-        np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
-        for picture in _pictures(image)
-    ]
-    return _from_levels(np.stack(windows), image.device)
+        shape, box = (new_width, new_height), (left, top, left + size, top + size)
+        cut = [p.resize(shape, Image.Resampling.BICUBIC).crop(box) for p in _pictures(image)]
+    else:
+        scale = long / new_long
+        cut = [_window(p, size, max(top, left) * scale, size * scale) for p in _pictures(image)]
+    return _from_levels(np.stack([np.asarray(picture) for picture in cut]), image.device)
+
+
+def _window(picture: Image.Image, size: int, begin: float, length: float) -> Image.Image:
+    """The kept part of an elongated picture, from `begin` on along its long side, resized."""
+    if picture.width < picture.height:  # rows first, as Pillow does with the whole
+        picture = picture.resize((size, picture.height), Image.Resampling.BICUBIC)
+        box = (0, begin, size, begin + length)
+    else:
+        box = (begin, 0, begin + length, picture.height)
+    return picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
 def _levels(image: Tensor) -> np.ndarray:

@@ -140,13 +140,13 @@ BAD_BYTES = {
     "json": (lambda _: b'{"error": "access denied"}', "is a JSON text"),
     "text": (lambda _: b"Entry not found, try again later", "neither a safetensors nor a torch"),
     "short": (lambda _: b"abc", "neither a safetensors nor a torch"),
-    "cut header": (lambda p: safetensors_bytes(p)[:500], "is truncated: its header is"),
-    "cut data": (lambda p: safetensors_bytes(p)[:-1000], "is truncated: its header promises"),
+    "cut header": (lambda p: safetensors_bytes(p)[:500], "is truncated: it ends within"),
+    "cut data": (lambda p: safetensors_bytes(p)[:-1000], "its header promises"),
     "cut zip": (lambda p: zip_bytes(p)[:-2000], "is a truncated or damaged torch file"),
     "no json": (lambda _: struct.pack("<Q", 9) + b"not json!", "a damaged safetensors header"),
     "no entry": (lambda _: with_header({"x": 3}), "a damaged safetensors header"),
-    "lying shape": (lambda _: with_header(entry([10**9, 10**9], 0, 4), 4), "cannot be 4 bytes"),
-    "negative": (lambda _: with_header(entry([-1, -1], 0, 4), 4), "has the shape [-1, -1]"),
+    "lying shape": (lambda _: with_header(entry([1 << 40] * 2, 0, 4), 4), "safetensors header"),
+    "negative": (lambda _: with_header(entry([-1, -1], 0, 4), 4), "a damaged safetensors header"),
 }  # fmt: skip
 
 
