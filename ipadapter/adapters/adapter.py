@@ -4,7 +4,7 @@ as they are needed."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import compress, repeat
 
@@ -161,7 +161,7 @@ class Adapter:
         for layer, per_weight in compress(zip(layout.layers, rules, strict=True), acting):
             folded = fold(next(projected), per_weight, weighting.scaling, dtype)
             if folded is not None:
-                yield layer, folded
+                yield layer, replace(folded, images=prompt.pictures(per_weight[0].cond))
 
     def __deepcopy__(self, memo: dict) -> Adapter:
         """Immutable: hosts that deep-copy what a graph carries get the same object."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.nn import functional
 
 from ..adapters.adapter import Adapter
 from ..adapters.prompt import ImagePrompt, concat
+from ..errors import Problem
 from ..pictures.embeds import CombineMethod, ImageEmbeds, combine_image_embeds
 from .request import Request
+
+# Tokens that references and negatives of unlike number may take per layer, each repeated to a
+# common multiple: 16 and 15 pictures of a Plus adapter, some GB of keys and values on SDXL.
+MOST_TOKENS = 4096
 
 TextProjection = tuple[Tensor, Tensor]  # weight and bias of a base's own, which some tokens pass
 
@@ -48,9 +54,28 @@ def image_prompt(
     # The arithmetic of several pictures is meant for the prompt; several negatives are one mean
     # picture.
     negative_method = method if method is CombineMethod.CONCAT else CombineMethod.AVERAGE
-    return ImagePrompt(
+    prompt = ImagePrompt(
         tokens(seen.image, method, seen.keep),
         tokens(seen.negative, negative_method),
         None if seen.second is None else tokens(seen.second, method),
-        len(seen.image) if method is CombineMethod.CONCAT and not request.per_item else 1,
     )
+    if method is not CombineMethod.CONCAT or request.per_item:
+        return prompt
+    _check_counts(prompt, seen)
+    return replace(prompt, images=len(seen.image), second_images=len(seen.second or ()))
+
+
+def _check_counts(prompt: ImagePrompt, seen: Seen) -> None:
+    """Refuse references and negatives whose tokens have to be repeated too often to be
+    evaluated together."""
+    uncond = prompt.uncond.shape[1]
+    for shown, tokens in ((seen.image, prompt.cond), (seen.second, prompt.second)):
+        if shown is None or tokens is None:
+            continue
+        both = math.lcm(tokens.shape[1], uncond)
+        if both > max(MOST_TOKENS, tokens.shape[1], uncond):
+            raise Problem.EMBEDS_MISMATCH(
+                f"{len(shown)} references and {len(seen.negative)} negatives together take {both} "
+                "tokens, too many: connect as many negatives as references, or one, or set "
+                "combine_embeds to average."
+            )

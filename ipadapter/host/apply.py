@@ -67,8 +67,7 @@ def fold_into(
     with torch.no_grad():
         folded = adapter.fold(layout, prompt, weighting, compute_device(), kept_dtype(model))
         return {
-            layer: Injection(kv.to(kept_device()), span, sigmas, mask, images=prompt.images)
-            for layer, kv in folded
+            layer: Injection(kv.to(kept_device()), span, sigmas, mask) for layer, kv in folded
         }
 
 
