@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ..apply.request import chosen
 from ..attention.maps import AttentionRecord, MapKind, overlay
+from ..attention.weight_texts import number
 from ..host.slots import record_attention
 from ..pictures.images import as_rgb
 from . import inputs
@@ -103,7 +104,7 @@ class IPAdapterAttentionMap(io.ComfyNode):
         picture, maps = as_rgb(image)[0], record.maps()
         size = (int(picture.shape[0]), int(picture.shape[1]))
         masks = functional.interpolate(maps.unsqueeze(1), size, mode="bilinear").squeeze(1)
-        return io.NodeOutput(overlay(picture, maps, opacity), masks)
+        return io.NodeOutput(overlay(picture, maps, number(opacity, "opacity")), masks)
 
 
 MAPS: list[type[io.ComfyNode]] = [IPAdapterRecordAttention, IPAdapterAttentionMap]
