@@ -164,11 +164,6 @@ class WeightSchedule:
         return tuple(1.0 - weight for weight in self.weights)
 
 
-def combine_weights(first: float | Sequence[float], second: float | Sequence[float]) -> list[float]:
-    """The frames of two weights outputs, one after the other."""
-    return [*_as_list(first), *_as_list(second)]
-
-
 def format_layer_weights(weights: Mapping[int, float]) -> str:
     """The text that parse_layer_weights reads back, in layer order."""
     return ", ".join(
@@ -191,10 +186,6 @@ def _segments(method: Method, images: int) -> list[tuple[int, int, bool]]:
 def _mirror(curve: Sequence[float]) -> list[float]:
     total = min(curve) + max(curve)
     return [total - weight for weight in curve]
-
-
-def _as_list(value: float | Sequence[float]) -> list[float]:
-    return [float(value)] if isinstance(value, (int, float)) else [float(item) for item in value]
 
 
 def _check_count(name: str, value: int) -> None:

@@ -4,7 +4,7 @@ as they are needed."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import compress, repeat
 
@@ -118,22 +118,24 @@ class Adapter:
         features: Tensor | None,
         face: Tensor | None = None,
         keep: Tensor | None = None,
-        face_scale: float = 1.0,
+        face_scales: Sequence[float] = (1.0,),
     ) -> Tensor:
         """The image tokens c: (images, tokens, projected_dim), fp32, on the CPU.
 
         features: the encoder's output, (images, ...). face: (images, face_dim). keep: (images,
-        patches) bool, the patches that a Resampler reads; None for all. face_scale: how much of a
-        face's picture joins its identity, for the families that add the face's own tokens.
+        patches) bool, the patches that a Resampler reads; None for all. face_scales: how much of a
+        face's picture joins its identity, one or one per image, for the families that add the
+        face's own tokens.
         """
         row = self.spec.family.row
         # The default scale follows the weight: where it has no effect, a new weight projects
         # nothing.
-        scale = face_scale if row.adds_face else 1.0
+        scales = tuple(face_scales) if row.adds_face else (1.0,)
+        scale = torch.tensor(scales).view(-1, 1, 1)
         both = (scale, row.adds_face) if face is not None and features is not None else ()
         given = [t.float().cpu() for t in (face, features) if t is not None]
         given += [] if keep is None else [keep.cpu()]
-        key = ("tokens", self.spec, scale, digest(*given))
+        key = ("tokens", self.spec, scales, digest(*given))
         with torch.no_grad():
             (tokens,) = self.recent.get(key, lambda: [self.projector(*given, *both)])
         return tokens
@@ -161,7 +163,7 @@ class Adapter:
         for layer, per_weight in compress(zip(layout.layers, rules, strict=True), acting):
             folded = fold(next(projected), per_weight, weighting.scaling, dtype)
             if folded is not None:
-                yield layer, folded
+                yield layer, replace(folded, images=prompt.pictures(per_weight[0].cond))
 
     def __deepcopy__(self, memo: dict) -> Adapter:
         """Immutable: hosts that deep-copy what a graph carries get the same object."""

@@ -216,7 +216,7 @@ class FaceIDPlusProjModel(FaceIDProjModel):
         self,
         face_embeds: Tensor,
         hidden: Tensor,
-        scale: float = 1.0,
+        scale: float | Tensor = 1.0,
         shortcut: bool = False,
         keep: Tensor | None = None,
     ) -> Tensor:
@@ -224,7 +224,7 @@ class FaceIDPlusProjModel(FaceIDProjModel):
         -> (faces, num_tokens, token_dim)
 
         v1 gives what the perceiver read; v2 (`shortcut`) gives the face's tokens plus `scale` times
-        that.
+        that; scale: a number, or (1 or faces, 1, 1).
         """
         latents = super().forward(face_embeds)
         read = self.perceiver_resampler.read(latents, hidden, keep)

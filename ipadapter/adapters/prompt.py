@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..attention.folding import Source
 from ..errors import Problem
 
 
@@ -17,13 +18,15 @@ class ImagePrompt:
     uncond: (1 or items, tokens, token_dim), what all other rows attend to.
     second: like cond, the second image of the style-and-composition types, else None.
     items: 1 for a prompt of the whole batch; n for one prompt per latent of the batch (per frame).
-    images: reference pictures whose tokens lie one after another in `cond`.
+    images, second_images: reference pictures whose tokens lie one after another in `cond` and
+    `second`.
     """
 
     cond: Tensor
     uncond: Tensor
     second: Tensor | None = None
     images: int = 1
+    second_images: int = 1
 
     def __post_init__(self) -> None:
         """Refuse empty prompts and widths that differ."""
@@ -36,6 +39,12 @@ class ImagePrompt:
                 f"Image tokens are {self.cond.shape[-1]} wide, those of the negative "
                 f"{self.uncond.shape[-1]}: both must come from the same adapter."
             )
+
+    def pictures(self, source: Source) -> range:
+        """Which of all reference pictures a layer sees that is given this source."""
+        if source is Source.SECOND_IMAGE and self.second is not None:
+            return range(self.images, self.images + self.second_images)
+        return range(self.images)
 
 
 def concat(tokens: Tensor) -> Tensor:

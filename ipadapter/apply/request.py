@@ -3,7 +3,6 @@ into the core's terms."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ..adapters.families import FaceVersion
 from ..attention.folding import EmbedsScaling
-from ..attention.weight_texts import parse_layer_weights
+from ..attention.weight_texts import number, numbers, parse_layer_weights, whole_number
 from ..attention.weight_types import Weighting, WeightType
 from ..bases.layout import Layout
 from ..errors import Problem
@@ -25,11 +24,13 @@ from .wire import LoadedAdapter, loaded_adapter
 _Choice = TypeVar("_Choice", bound=Enum)
 _NUMBERS = (
     "weight_composition",
-    "weight_faceidv2",
     "weight_kolors",
     "boost",
+    "start_at",
+    "end_at",
     "enhance_ratio",
 )
+_WHOLE = ("enhance_tiles", "encode_batch_size")
 
 
 def chosen(kind: type[_Choice], value: str, name: str) -> _Choice:
@@ -42,12 +43,6 @@ def chosen(kind: type[_Choice], value: str, name: str) -> _Choice:
     except ValueError:
         options = ", ".join(repr(member.value) for member in kind)
         raise Problem.BAD_VALUE(f"{name} is {value!r}: expected one of {options}.") from None
-
-
-def check_finite(value: float | None, name: str) -> None:
-    """Refuse NaN and infinity, which a client may send and no host refuses."""
-    if value is not None and not math.isfinite(value):
-        raise Problem.BAD_VALUE(f"{name} is {value}: expected a finite number.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +63,8 @@ class Request:
 
     Names are those of the sockets and widgets.
 
-    weight may be one number or one per latent. per_item: picture i belongs to latent i (the batch
-    nodes).
+    weight and weight_faceidv2 may be one number or one per latent; numbers come in any of the forms
+    that other nodes send. per_item: picture i belongs to latent i (the batch nodes).
     """
 
     model: Any
@@ -85,7 +80,7 @@ class Request:
     neg_embed: Any = None
     weight: float | Sequence[float] = 1.0
     weight_composition: float | None = None
-    weight_faceidv2: float | None = None
+    weight_faceidv2: float | Sequence[float] | None = None
     weight_kolors: float = 1.0
     weight_type: str = WeightType.LINEAR.value
     combine_embeds: str = CombineMethod.CONCAT.value
@@ -102,9 +97,12 @@ class Request:
     per_item: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse settings that are no numbers; the main weight is checked where it is used."""
-        for name in _NUMBERS:
-            check_finite(getattr(self, name), name)
+        """Make settings plain numbers; those that are one per latent when they are used."""
+        for names, plain in ((_NUMBERS, number), (_WHOLE, whole_number)):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None:
+                    object.__setattr__(self, name, plain(value, name))
 
     @cached_property
     def loaded(self) -> LoadedAdapter:
@@ -138,15 +136,16 @@ class Request:
     @property
     def weights(self) -> tuple[float, ...]:
         """The weight of every latent, or one for all."""
-        if isinstance(self.weight, (int, float)):
-            return (float(self.weight),)
-        return tuple(float(weight) for weight in self.weight)
+        return numbers(self.weight, "weight")
 
     @property
-    def face_scale(self) -> float:
-        """How much of a face's picture joins its identity (FaceID Plus v2);
-        unset: twice the weight."""
-        return 2.0 * self.weights[0] if self.weight_faceidv2 is None else self.weight_faceidv2
+    def face_scales(self) -> tuple[float, ...]:
+        """How much of a face's picture joins its identity (FaceID Plus v2), of every latent, or one
+        for all; unset: twice the weight."""
+        if self.weight_faceidv2 is None:
+            return tuple(2.0 * weight for weight in self.weights)
+        scales = numbers(self.weight_faceidv2, "weight_faceidv2")
+        return tuple(number(scale, "weight_faceidv2") for scale in scales)
 
     def weighting(self, layout: Layout) -> Weighting:
         """Strength, layer by layer."""

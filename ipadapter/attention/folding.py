@@ -4,7 +4,7 @@ knows none of them."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -56,14 +56,18 @@ class KeyValue:
 
 @dataclass(frozen=True, eq=False)
 class LayerKeyValue:
-    """What the cond and the uncond rows of one layer attend to."""
+    """What the cond and the uncond rows of one layer attend to.
+
+    images: which of the prompt's reference pictures the cond rows see, one after another.
+    """
 
     cond: KeyValue
     uncond: KeyValue
+    images: range = range(1)
 
     def to(self, device: torch.device) -> LayerKeyValue:
         """The same on another device."""
-        return LayerKeyValue(self.cond.to(device), self.uncond.to(device))
+        return replace(self, cond=self.cond.to(device), uncond=self.uncond.to(device))
 
     def nbytes(self) -> int:
         """Bytes held."""

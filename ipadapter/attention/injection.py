@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,8 +27,7 @@ class Injection:
     acts; sigmas: the same in the schedule that the MODEL had at Apply, for callers who tell none.
     mask: (masks, H, W) or None; mask i belongs to latent i, the last one to all later latents. With
     one item the prompt serves the whole batch; with n, item i serves latent i, the last one all
-    later latents. strength: of the whole term, for strengths that change from step to step. images:
-    reference pictures that share the tokens.
+    later latents. strength: of the whole term, for strengths that change from step to step.
     """
 
     layer: LayerKeyValue
@@ -35,7 +35,6 @@ class Injection:
     sigmas: SigmaRange = ALWAYS
     mask: Tensor | None = None
     strength: float = 1.0
-    images: int = 1
 
     @property
     def items(self) -> int:
@@ -100,28 +99,21 @@ def _gather(
             f"The image prompt was made for a layer of width {width}, this MODEL's is "
             f"{query.shape[-1]}: make the prompt from the same MODEL that samples."
         )
-    tokens = max(layer.cond.key.shape[1], layer.uncond.key.shape[1])
+    pairs = [layer.cond if is_cond else layer.uncond for is_cond in chunks]
+    tokens = math.lcm(*(pair.key.shape[1] for pair in pairs))
 
-    def stack(cond: Tensor, uncond: Tensor) -> Tensor:
-        parts = [_pick(cond if is_cond else uncond, items, tokens) for is_cond in chunks]
-        return torch.cat(parts).to(query.device, query.dtype)
+    def stack(parts: Iterable[Tensor]) -> Tensor:
+        picked = [_pick(part, items, tokens) for part in parts]
+        return torch.cat(picked).to(query.device, query.dtype)
 
-    return KeyValue(
-        stack(layer.cond.key, layer.uncond.key), stack(layer.cond.value, layer.uncond.value)
-    )
+    return KeyValue(stack(pair.key for pair in pairs), stack(pair.value for pair in pairs))
 
 
 def _pick(tensor: Tensor, items: Sequence[int], tokens: int) -> Tensor:
-    """Rows of the given items; fewer tokens are repeated, which leaves a softmax
-    over whole copies unchanged."""
+    """Rows of the given items, repeated to `tokens`: a softmax over whole copies is
+    that over one."""
     rows = tensor[[min(item, tensor.shape[0] - 1) for item in items]]
-    if rows.shape[1] == tokens:
-        return rows
-    if tokens % rows.shape[1]:
-        raise Problem.EMBEDS_MISMATCH(
-            f"Image prompts of {rows.shape[1]} and {tokens} tokens cannot share a batch."
-        )
-    return rows.repeat(1, tokens // rows.shape[1], 1)
+    return rows if rows.shape[1] == tokens else rows.repeat(1, tokens // rows.shape[1], 1)
 
 
 def inject(

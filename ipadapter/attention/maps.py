@@ -79,7 +79,7 @@ class AttentionRecord:
         grid = functional.interpolate(
             maps.unflatten(-1, (height, width)), size=tuple(original[-2:]), mode="bilinear"
         ).mean(0)
-        key = (injection.images, id(injection.mask), injection.span)
+        key = (injection.layer.images, id(injection.mask), injection.span)
         self._sums[key] = self._sums[key] + grid if key in self._sums else grid
 
     def _maps(self, injection: Injection, query: Tensor, extra: Extra, call: CallState) -> Tensor:
@@ -91,14 +91,14 @@ class AttentionRecord:
             for item in range(chunk)
             if flag
         ]
-        layer = injection.layer.cond
+        layer = injection.layer
         picked = [min(rows.items[row % chunk], injection.items - 1) for row in cond]
         key, value = (
             t[[min(item, len(t) - 1) for item in picked]].to(query.device, torch.float32)
-            for t in (layer.key, layer.value)
+            for t in (layer.cond.key, layer.cond.value)
         )
         maps = image_maps(
-            query[cond].float(), key, value, int(extra["n_heads"]), injection.images, self.kind
+            query[cond].float(), key, value, int(extra["n_heads"]), len(layer.images), self.kind
         )
         mask = injection.mask_for(call, query, extra)
         if mask is not None:
@@ -108,15 +108,17 @@ class AttentionRecord:
     def maps(self) -> Tensor:
         """(references, height, width) on the latent's grid, each scaled so that its peak is 1.
 
-        References of an adapter that was applied first come first. ValueError if nothing was
-        recorded.
+        References of an adapter that was applied first come first, and its pictures for the
+        composition after those for the style. ValueError if nothing was recorded.
         """
         if not self._sums:
             raise Problem.WRONG_INPUT(
                 "Nothing was recorded: sample with the MODEL that IPAdapter Record Attention "
                 "gives, and connect the picture of that sampling to IPAdapter Attention Map."
             )
-        maps = torch.cat([total.float().cpu() for total in self._sums.values()])
+        adapters = list(dict.fromkeys(key[1:] for key in self._sums))
+        order = sorted(self._sums, key=lambda key: (adapters.index(key[1:]), key[0].start))
+        maps = torch.cat([self._sums[key].float().cpu() for key in order])
         return maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)
 
     def __deepcopy__(self, memo: dict) -> AttentionRecord:

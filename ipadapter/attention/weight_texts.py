@@ -1,9 +1,13 @@
-"""Weights as users write them: "1.0, 0.5" over frames, "3:2.5, 6:1" over layers."""
+"""Weights as they come: written by users, "1.0, 0.5" over frames, "3:2.5, 6:1" over layers;
+and as other nodes make them, one number or many."""
 
 from __future__ import annotations
 
 import math
+import operator
 import re
+from contextlib import suppress
+from typing import Any
 
 from ..errors import Problem
 
@@ -11,14 +15,60 @@ NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
 SEPARATORS = r"[,;\n]"
 
 
-def parse_weights(text: str) -> tuple[float, ...]:
+def parse_weights(text: str, name: str = "weights") -> tuple[float, ...]:
     """Read numbers separated by commas, semicolons or new lines; empty places do not count."""
     parts = [part.strip() for part in re.split(SEPARATORS, text)]
     return tuple(
-        _number(part, f"weights, number {position}")
+        _number(part, f"{name}, number {position}")
         for position, part in enumerate(parts, start=1)
         if part
     )
+
+
+def numbers(value: Any, name: str) -> tuple[float, ...]:
+    """One number, or many, as plain floats.
+
+    Nodes of other packs send numpy's scalars and arrays, tensors, lists of either, and text.
+    `name` is the input's, for messages.
+    """
+    if isinstance(value, str):
+        return parse_weights(value, name)
+    given = value.tolist() if hasattr(value, "tolist") else value
+    try:
+        items = tuple(given)
+    except TypeError:
+        items = (given,)
+    try:
+        return tuple(float(item) for item in items)
+    except (TypeError, ValueError, RuntimeError):
+        raise Problem.BAD_VALUE(
+            f"{name} is {_shown(value)}: expected a number, or a list of numbers."
+        ) from None
+
+
+def number(value: Any, name: str) -> float:
+    """One finite number as a plain float; whatever `numbers` takes, as long as it is one."""
+    found = numbers(value, name)
+    if len(found) != 1:
+        raise Problem.BAD_VALUE(f"{name} is a list of {len(found)} numbers: expected one.")
+    if not math.isfinite(found[0]):
+        raise Problem.BAD_VALUE(f"{name} is {found[0]}: expected a finite number.")
+    return found[0]
+
+
+def whole_number(value: Any, name: str) -> int:
+    """One number without a fraction, however large."""
+    with suppress(TypeError):
+        return operator.index(value)
+    found = number(value, name)
+    if not found.is_integer():
+        raise Problem.BAD_VALUE(f"{name} is {found}: expected a whole number.")
+    return int(found)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else type(value).__name__
 
 
 def parse_layer_weights(text: str, count: int) -> dict[int, float]:

@@ -66,10 +66,7 @@ def fold_into(
     mask = None if when.mask is None else check_mask(when.mask)
     with torch.no_grad():
         folded = adapter.fold(layout, prompt, weighting, compute_device(), kept_dtype(model))
-        return {
-            layer: Injection(kv.to(kept_device()), span, sigmas, mask, images=prompt.images)
-            for layer, kv in folded
-        }
+        return {layer: Injection(kv.to(kept_device()), span, sigmas, mask) for layer, kv in folded}
 
 
 def _model(request: Request) -> ModelPatcher:

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from comfy_api.latest import io
 
-from ..apply.request import Request, check_finite
+from ..apply.request import Request
+from ..attention.weight_texts import number
 from ..attention.weight_types import WeightType
 from ..host.apply import run
 from ..host.preview import request_view
@@ -54,8 +55,7 @@ class ApplyNode(io.ComfyNode):
         for name, kind in _BOOSTS.items():
             boost = given.pop(name, None)
             if boost is not None:
-                check_finite(boost, name)
-                given |= {"boost": boost, "weight_type": kind.value}
+                given |= {"boost": number(boost, name), "weight_type": kind.value}
         return Request(**given, per_item=cls.PER_ITEM)
 
     @classmethod

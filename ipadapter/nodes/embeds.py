@@ -10,7 +10,8 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..apply.request import Request, check_finite, chosen
+from ..apply.request import Request, chosen
+from ..attention.weight_texts import number
 from ..errors import Problem
 from ..files.paths import inside
 from ..host.encode import read, read_nothing
@@ -69,7 +70,7 @@ class IPAdapterEncoder(io.ComfyNode):
         mask: Tensor | None = None,
         clip_vision: Any = None,
     ) -> io.NodeOutput:
-        check_finite(weight, "weight")
+        weight = number(weight, "weight")
         request = Request(None, ipadapter, image, image_mask=mask, clip_vision=clip_vision)
         positive = read(request.reading, blank_outside(image, mask))
         negative = read_nothing(request.loaded, positive)

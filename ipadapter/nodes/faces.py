@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..adapters.families import FaceVersion
+from ..attention.weight_texts import number
 from ..host.apply import run
 from ..host.encode import face_pictures, read_faces, require_picture
 from ..host.faces import load_face_analysis
@@ -92,7 +93,8 @@ class IPAdapterUnifiedLoaderFaceID(io.ComfyNode):
     def execute(
         cls, model: Any, preset: str, lora_strength: float, provider: str, **_chained: Any
     ) -> io.NodeOutput:
-        return loader_result(load_face_preset(model, preset, lora_strength, provider))
+        strength = number(lora_strength, "lora_strength")
+        return loader_result(load_face_preset(model, preset, strength, provider))
 
 
 class IPAdapterFaceID(ApplyNode):

@@ -8,9 +8,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..apply.request import chosen
-from ..attention.weight_texts import parse_weights
+from ..attention.weight_texts import numbers, whole_number
 from ..errors import Problem
-from ..frames import Method, Timing, WeightsStrategy, combine_weights
+from ..frames import Method, Timing, WeightsStrategy
 from . import inputs
 
 WeightsStrategyWire = io.Custom("WEIGHTS_STRATEGY")
@@ -70,10 +70,10 @@ class IPAdapterWeights(io.ComfyNode):
         **frames: int,
     ) -> io.NodeOutput:
         strategy = WeightsStrategy(
-            weights=parse_weights(weights),
+            weights=numbers(weights, "weights"),
             timing=chosen(Timing, timing, "timing"),
             method=chosen(Method, method, "method"),
-            **frames,
+            **{name: whole_number(value, name) for name, value in frames.items()},
         )
         return _scheduled(strategy, image)
 
@@ -155,7 +155,7 @@ class IPAdapterCombineWeights(io.ComfyNode):
 
     @classmethod
     def execute(cls, weights_1: Any, weights_2: Any) -> io.NodeOutput:
-        weights = combine_weights(weights_1, weights_2)
+        weights = [*numbers(weights_1, "weights_1"), *numbers(weights_2, "weights_2")]
         return io.NodeOutput(weights, len(weights))
 
 

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..apply.request import chosen
+from ..attention.weight_texts import number, whole_number
 from ..pictures.images import CropPosition, Interpolation, prep_image
 from ..pictures.noise import NoiseType, noise_image
 from . import inputs
@@ -69,7 +70,8 @@ class PrepImageForClipVision(io.ComfyNode):
     ) -> io.NodeOutput:
         resampling = chosen(Interpolation, interpolation, "interpolation")
         position = chosen(CropPosition, crop_position, "crop_position")
-        return io.NodeOutput(prep_image(image, resampling, position, sharpening, size))
+        amount, side = number(sharpening, "sharpening"), whole_number(size, "size")
+        return io.NodeOutput(prep_image(image, resampling, position, amount, side))
 
 
 class IPAdapterNoise(io.ComfyNode):
@@ -125,8 +127,10 @@ class IPAdapterNoise(io.ComfyNode):
         seed: int = FROM_CONTENT,
     ) -> io.NodeOutput:
         kind = chosen(NoiseType, type, "type")
-        chosen_seed = None if seed == FROM_CONTENT else seed
-        return io.NodeOutput(noise_image(kind, strength, blur, image_optional, chosen_seed))
+        amount, width = number(strength, "strength"), whole_number(blur, "blur")
+        given_seed = whole_number(seed, "seed")
+        chosen_seed = None if given_seed == FROM_CONTENT else given_seed
+        return io.NodeOutput(noise_image(kind, amount, width, image_optional, chosen_seed))
 
 
 IMAGES: list[type[io.ComfyNode]] = [PrepImageForClipVision, IPAdapterNoise]

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ..apply.request import chosen
 from ..attention.maps import AttentionRecord, MapKind, overlay
+from ..attention.weight_texts import number
 from ..host.preview import result_view
 from ..host.slots import record_attention
 from ..pictures.images import as_rgb
@@ -105,7 +106,7 @@ class IPAdapterAttentionMap(io.ComfyNode):
         picture, maps = as_rgb(image)[0], record.maps()
         size = (int(picture.shape[0]), int(picture.shape[1]))
         masks = functional.interpolate(maps.unsqueeze(1), size, mode="bilinear").squeeze(1)
-        drawn = overlay(picture, maps, opacity)
+        drawn = overlay(picture, maps, number(opacity, "opacity"))
         return io.NodeOutput(drawn, masks, ui=result_view(cls, drawn))
 
 

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..apply.request import Request
+from ..attention.weight_texts import number, numbers
 from ..errors import Problem
 from ..host.apply import run
 from ..host.preview import encoder_view
@@ -26,7 +27,7 @@ class Region:
 
     image: Any
     attn_mask: Any
-    weight: float
+    weight: float | list[float]
     weight_type: str
     start_at: float
     end_at: float
@@ -104,8 +105,17 @@ class IPAdapterRegionalConditioning(io.ComfyNode):
         positive: Any = None,
         negative: Any = None,
     ) -> io.NodeOutput:
-        region = Region(image, mask, image_weight, weight_type, start_at, end_at)
-        prompts = (masked(prompt, mask, prompt_weight) for prompt in (positive, negative))
+        weights = numbers(image_weight, "image_weight")
+        region = Region(
+            image,
+            mask,
+            weights[0] if len(weights) == 1 else list(weights),
+            weight_type,
+            number(start_at, "start_at"),
+            number(end_at, "end_at"),
+        )
+        strength = number(prompt_weight, "prompt_weight")
+        prompts = (masked(prompt, mask, strength) for prompt in (positive, negative))
         return io.NodeOutput(as_params([region]), *prompts)
 
 

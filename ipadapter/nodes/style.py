@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..apply.request import Request
+from ..attention.weight_texts import numbers
 from ..attention.weight_types import WeightType
 from . import inputs
 from .base import ApplyNode
@@ -71,7 +72,8 @@ class IPAdapterStyleComposition(ApplyNode):
             if expand_style
             else WeightType.STYLE_AND_COMPOSITION
         )
-        fixed = {"image": image_style, "weight": weight_style, "weight_type": kind.value}
+        weights = numbers(weight_style, "weight_style")
+        fixed = {"image": image_style, "weight": weights, "weight_type": kind.value}
         return Request(**{**given, **fixed}, per_item=cls.PER_ITEM)
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ..apply.request import Request
 from ..attention.mask import check_mask
+from ..attention.weight_texts import number
 from ..host.apply import run
 from ..host.encode import require_picture
 from ..host.preview import encoder_view
@@ -97,7 +98,7 @@ class IPAdapterTiled(ApplyNode):
     @classmethod
     def execute(cls, sharpening: float = 0.0, **given: Any) -> io.NodeOutput:
         request = cls.request(**given)
-        model, tiles, masks = run_tiled(request, sharpening)
+        model, tiles, masks = run_tiled(request, number(sharpening, "sharpening"))
         return io.NodeOutput(model, tiles, masks, ui=encoder_view(cls, request, {"tiles": tiles}))
 
 

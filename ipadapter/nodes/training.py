@@ -14,6 +14,7 @@ from torch import Tensor
 from ..adapters.families import TRAINABLE, Family
 from ..apply.request import chosen
 from ..apply.wire import LoadedAdapter, loaded_adapter
+from ..attention.weight_texts import number, whole_number
 from ..files.paths import inside
 from ..host.training.data import NO_FOLDER, TrainingInputs, folder_names, input_folder, pictures_of
 from ..host.training.frozen_unet import Precision
@@ -164,6 +165,14 @@ def _optional_inputs() -> list[io.Input]:
     ]
 
 
+def _settings(given: Mapping[str, Any]) -> TrainSettings:
+    plain: dict[str, Any] = {
+        name: (whole_number if isinstance(getattr(_RECIPE, name), int) else number)(value, name)
+        for name, value in given.items()
+    }
+    return TrainSettings(**plain)
+
+
 class IPAdapterTrain(io.ComfyNode):
     """Train an adapter on a frozen checkpoint."""
 
@@ -222,13 +231,14 @@ class IPAdapterTrain(io.ComfyNode):
     ) -> io.NodeOutput:
         recipe = Recipe(
             chosen(Family, family, "family"),
-            num_tokens,
+            whole_number(num_tokens, "num_tokens"),
             chosen(Precision, precision, "precision"),
-            TrainSettings(**settings),
+            _settings(settings),
         )
         pictures = pictures_of(images, image_folder, captions, skip_unreadable)
+        side = whole_number(resolution, "resolution")
         sources = TrainingInputs(
-            pictures, resolution, latent, vae, clip, conditioning, empty_conditioning
+            pictures, side, latent, vae, clip, conditioning, empty_conditioning
         )
         resume = None if resume_from is None else loaded_adapter(resume_from).adapter
         training = train_adapter(model, clip_vision, sources, recipe, resume)

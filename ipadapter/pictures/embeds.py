@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -22,6 +22,8 @@ from ..files.paths import write_numbered
 from ..files.tensors import open_tensor_file
 
 logger = logging.getLogger("ipadapter")
+
+_Item = TypeVar("_Item")
 
 OLD_SUFFIX = ".ipadpt"
 SUFFIX = ".ipadpt.safetensors"
@@ -155,8 +157,17 @@ class ImageEmbeds:
         """The same embeds with every tensor changed."""
         return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
 
+    def lengthened(self, count: int) -> ImageEmbeds:
+        """As many images as there are latents: the last one serves the rest."""
+        return self.map(lambda tensor: tensor[lengthened(range(len(self)), count)])
+
     def _rank(self, name: str) -> int:
         return 2 if name == "face" or self.source is EmbedSource.POOLED else 3
+
+
+def lengthened(items: Sequence[_Item], count: int) -> list[_Item]:
+    """`count` items, of which the last given one serves the rest."""
+    return [items[min(index, len(items) - 1)] for index in range(count)]
 
 
 def as_image_embeds(value: Any, name: str = "embeds") -> ImageEmbeds:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipadapter.attention.weight_texts import parse_layer_weights, parse_weights
-from ipadapter.frames import Method, Timing, WeightsStrategy, combine_weights, format_layer_weights
+from ipadapter.attention.weight_texts import (
+    number,
+    numbers,
+    parse_layer_weights,
+    parse_weights,
+    whole_number,
+)
+from ipadapter.frames import Method, Timing, WeightsStrategy, format_layer_weights
 
 FINITE = st.floats(-1e6, 1e6, allow_nan=False)
 
@@ -222,9 +232,98 @@ def test_quotes_in_a_prompt_do_not_break_the_schedule() -> None:
     assert json.loads("{" + text.strip().rstrip(",") + "}") == {"0": 'the "red" one: ü'}
 
 
-def test_combining_puts_frames_one_after_the_other() -> None:
-    assert combine_weights([1.0, 0.5], [0.0]) == [1.0, 0.5, 0.0]
-    assert combine_weights(0.5, (1, 2)) == [0.5, 1.0, 2.0]
+# --- numbers as nodes send them
+
+MANY = (0.5, 0.25, 1.0)
+ONE_OF = {
+    "int": 1,
+    "bool": True,
+    "float": 1.0,
+    "np.float32": np.float32(1),
+    "np.float64": np.float64(1),
+    "np.int64": np.int64(1),
+    "np.uint8": np.uint8(1),
+    "np 0-d": np.array(1.0),
+    "np of one": np.array([1]),
+    "tensor 0-d": torch.tensor(1.0),
+    "int tensor": torch.tensor(1),
+    "half tensor": torch.tensor(1.0, dtype=torch.float16),
+    "bfloat16 tensor": torch.tensor([1.0], dtype=torch.bfloat16),
+    "tensor with a gradient": torch.tensor(1.0, requires_grad=True),
+    "text": "1.0",
+    "text with space": " 1 ",
+    "Fraction": Fraction(1),
+    "Decimal": Decimal("1.0"),
+    "list": [1],
+    "tuple": (1.0,),
+    "list of np": [np.float32(1)],
+    "list of tensors": [torch.tensor(1.0)],
+    "list of text": ["1.0"],
+    "generator": (one for one in (1,)),
+}
+MANY_OF = {
+    "list": list(MANY),
+    "np": np.array(MANY, dtype=np.float32),
+    "tensor": torch.tensor(MANY),
+    "half tensor": torch.tensor(MANY).half(),
+    "list of np": [np.float32(one) for one in MANY],
+    "list of tensors": [torch.tensor(one) for one in MANY],
+    "text": "0.5, 0.25; 1",
+    "mixed": [0.5, "0.25", np.int64(1)],
+}
+NONE_OF = {
+    "None": None,
+    "dict": {"weight": 1},
+    "object": object(),
+    "words": "strong",
+    "list of words": ["strong"],
+    "list of lists": [[1.0], [2.0, 3.0]],
+    "matrix": np.ones((2, 2)),
+    "tensor of two axes": torch.ones(2, 2),
+    "complex": 1j,
+    "class": float,
+}
+
+
+def identical(values: Sequence[object], expected: Sequence[float]) -> bool:
+    return list(values) == list(expected) and all(type(value) is float for value in values)
+
+
+@pytest.mark.parametrize("kind", ONE_OF)
+def test_one_number_in_whatever_form(kind: str) -> None:
+    value = ONE_OF[kind]
+    value = list(value) if kind == "generator" else value
+    assert identical(numbers(value, "weight"), (1.0,))
+    assert identical([number(value, "weight")], (1.0,))
+    assert whole_number(value, "size") == 1 and type(whole_number(value, "size")) is int
+
+
+@pytest.mark.parametrize("kind", MANY_OF)
+def test_many_numbers_in_whatever_form(kind: str) -> None:
+    assert identical(numbers(MANY_OF[kind], "weight"), MANY)
+    with pytest.raises(ValueError, match=r"size is a list of 3 numbers: expected one\."):
+        number(MANY_OF[kind], "size")
+
+
+@pytest.mark.parametrize("kind", NONE_OF)
+def test_what_is_no_number_is_named(kind: str) -> None:
+    for read in (numbers, number, whole_number):
+        with pytest.raises(ValueError, match=r"^boost( is |, number 1: )") as caught:
+            read(NONE_OF[kind], "boost")
+        assert "expected a number" in str(caught.value) and len(str(caught.value)) < 160
+
+
+def test_numbers_keep_their_size_and_sign() -> None:
+    seed = 2**63 - 25
+    for value in (seed, np.int64(seed), np.uint64(seed), torch.tensor(seed)):
+        assert whole_number(value, "seed") == seed
+    assert number(np.float64(-0.1), "x") == -0.1 and number("-1e-3", "x") == -0.001
+    assert number(np.float32(0.1), "x") == float(np.float32(0.1))
+    with pytest.raises(ValueError, match=r"steps is 2\.5: expected a whole number"):
+        whole_number(2.5, "steps")
+    for bad in (math.nan, -math.inf, np.float32("inf"), torch.tensor(math.nan)):
+        with pytest.raises(ValueError, match="opacity is .*: expected a finite number"):
+            number(bad, "opacity")
 
 
 @pytest.mark.parametrize(

@@ -367,7 +367,7 @@ INPUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"start_at": 0.8, "end_at": 0.2},
         ("start_at 0.8 lies after end_at 0.2", "Swap"),
     ),
-    "start NaN": ({"start_at": NAN}, ("start_at is nan", "expected a number from 0")),
+    "start NaN": ({"start_at": NAN}, ("start_at is nan", "expected a finite number")),
     "end beyond 1": ({"end_at": 30}, ("end_at is 30", "to 1 (last step)")),
     "mask of rank 1": ({"attn_mask": torch.ones(8)}, ("attn_mask has shape (8,)", "Connect")),
     "image as mask": (

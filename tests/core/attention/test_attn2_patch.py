@@ -204,16 +204,22 @@ def test_a_mask_confines_each_latent() -> None:
     assert_adds(out, query, rows * added(one, query, TWO_AND_TWO))
 
 
-def test_fewer_uncond_tokens_act_as_if_alone() -> None:
-    one = Injection(LayerKeyValue(pair(10, tokens=12), pair(12, tokens=4)))
-    query, out = run(AttentionPatch(text, [one]))
-    assert_adds(out, query, added(one, query, TWO_AND_TWO))
+@pytest.mark.parametrize("counts", [(12, 4), (4, 12), (5, 4), (6, 4), (1, 7), (9, 6)])
+@pytest.mark.parametrize("order", [[1, 0], [0], [1], [0, 1, 0]])
+def test_prompts_of_unlike_length_act_as_if_alone(
+    counts: tuple[int, int], order: list[int]
+) -> None:
+    one = Injection(LayerKeyValue(pair(10, tokens=counts[0]), pair(12, tokens=counts[1])))
+    query, out = run(AttentionPatch(text, [one]), rows=2 * len(order), cond_or_uncond=order)
+    rows = [(index == 0, item) for index in order for item in range(2)]
+    assert_adds(out, query, added(one, query, rows))
 
 
-def test_token_counts_that_do_not_divide_are_refused() -> None:
+def test_prompts_evaluated_alone_are_not_repeated() -> None:
     one = Injection(LayerKeyValue(pair(10, tokens=5), pair(12, tokens=4)))
-    with pytest.raises(ValueError, match="4 and 5 tokens cannot share"):
-        run(AttentionPatch(text, [one]))
+    query = random(1, LENGTH, WIDTH)
+    for is_cond, tokens in ((True, 5), (False, 4)):
+        assert one.prepared(CallState((is_cond,), (0,)), query).key.shape[1] == tokens
 
 
 def test_injections_add_up() -> None:
