@@ -101,12 +101,10 @@ class TensorMap(Mapping[str, torch.Tensor]):
     def stacked(self, names: Mapping[str, tuple[str, ...]]) -> TensorMap:
         """The tensors named in the values of `names`, under new names (the keys): the rows of
         several, one below the other; all have the same shape."""
-        shapes = {
-            new: (len(olds) * self._shapes[olds[0]][0], *self._shapes[olds[0]][1:])
-            if len(olds) > 1
-            else self._shapes[olds[0]]
-            for new, olds in names.items()
-        }
+        shapes: dict[str, Shape] = {}
+        for new, olds in names.items():
+            rows, *rest = self._shapes[olds[0]] or (1,)
+            shapes[new] = (len(olds) * rows, *rest) if len(olds) > 1 else self._shapes[olds[0]]
 
         def load(new: str) -> torch.Tensor:
             parts = [self._load(old) for old in names[new]]

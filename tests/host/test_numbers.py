@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.wires import tiny_wires
+from support.hosts.wires import tiny_wires
 from torch import Tensor
 
 FORMS = {

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.applied import applied
-from support.compose import (
+from support.hosts.applied import applied
+from support.hosts.compose import (
     TOKENS,
     Pack,
     Prompt,
@@ -20,8 +20,8 @@ from support.compose import (
     seeded,
     with_reference,
 )
-from support.unets import TINY_SD15
-from support.wires import tiny_wires
+from support.hosts.wires import tiny_wires
+from support.models.unets import TINY_SD15
 from torch import Tensor
 
 TOLERANCE = 1e-5

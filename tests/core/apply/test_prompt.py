@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.adapters import synthetic_adapter
+from support.models.adapters import synthetic_adapter
 from torch import Tensor
 
 from ipadapter.adapters.adapter import Adapter

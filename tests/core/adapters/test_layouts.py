@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import diffusers_layouts as layouts
-from support.adapters import Nested, flat, synthetic_adapter
 from support.diffusers_layouts import BY_DIFFUSERS, BY_NAME, prefixed
+from support.models.adapters import Nested, flat, synthetic_adapter
 
 from ipadapter.adapters.checkpoint import Checkpoint, checkpoint_from_dict, read_checkpoint
 from ipadapter.adapters.families import Family
