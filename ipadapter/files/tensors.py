@@ -103,8 +103,8 @@ class TensorMap(Mapping[str, torch.Tensor]):
         several, one below the other; all have the same shape."""
         shapes: dict[str, Shape] = {}
         for new, olds in names.items():
-            rows, *rest = self._shapes[olds[0]] or (1,)
-            shapes[new] = (len(olds) * rows, *rest) if len(olds) > 1 else self._shapes[olds[0]]
+            one = list(self._shapes[olds[0]])
+            shapes[new] = tuple([len(olds) * one[0], *one[1:]] if len(olds) > 1 else one)
 
         def load(new: str) -> torch.Tensor:
             parts = [self._load(old) for old in names[new]]

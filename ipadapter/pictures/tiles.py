@@ -10,11 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import Problem
-from .images import MAX_ELONGATION, Interpolation, as_rgb, clip_image, crop_square, resize, sharpen
+from .images import Interpolation, as_rgb, clip_image, crop_square, resize, sharpen
 
 # Between these proportions (height / width) an image counts as square.
 SQUARE_RATIOS = (0.75, 1.33)
 MAX_TILES = 4
+LONGEST = (
+    16  # sides: what of a picture is cut into so many tiles; the rest of its length is left out
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +114,7 @@ def enhance(full: Tensor, crops: Tensor, tiles: int, ratio: float) -> Tensor:
 
 def _limit_elongation(image: Tensor) -> Tensor:
     height, width = image.shape[1:3]
-    limit = MAX_ELONGATION * min(height, width)
+    limit = LONGEST * min(height, width)
     top, left = max(0, height - limit) // 2, max(0, width - limit) // 2
     return image[:, top : top + limit, left : left + limit]
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import diffusers_layouts as layouts
-from support.diffusers_layouts import BY_DIFFUSERS, BY_NAME, prefixed
+from support.models import diffusers_layouts as layouts
 from support.models.adapters import Nested, flat, synthetic_adapter
+from support.models.diffusers_layouts import BY_DIFFUSERS, BY_NAME, prefixed
 
 from ipadapter.adapters.checkpoint import Checkpoint, checkpoint_from_dict, read_checkpoint
 from ipadapter.adapters.families import Family
