@@ -1,5 +1,7 @@
 // What the drawn widgets share: elements, and their place on a node.
 
+import { app } from "../../../scripts/app.js";
+
 /** @typedef {import("@comfyorg/comfyui-frontend-types").ComfyExtension} ComfyExtension */
 /** @typedef {Parameters<NonNullable<ComfyExtension["nodeCreated"]>>[0]} LGraphNode */
 /** @typedef {NonNullable<LGraphNode["widgets"]>[number]} Widget */
@@ -90,14 +92,16 @@ export function place(node, name, content, height, grows = true) {
 
 /**
  * Sees to it that Nodes 2.0 shows the elements that were placed on a node, and no others of this
- * pack. It mounts an element once for each number of a node: where undo, redo or a step into a
- * subgraph put another node under that number, it goes on showing the element of the one before. And
- * on 1.32.9 a node that was just connected takes no further widgets.
+ * pack. It mounts an element once for each number of a node: where undo or redo put another node under
+ * that number, it goes on showing the element of the one before. And on 1.32.9 a node that was just
+ * connected takes no further widgets.
  * @param {LGraphNode} node
  */
 export function mount(node) {
-  if (node.graph?.getNodeById(node.id) !== node) return; // a copy on its way to the clipboard
-  const ours = (node.widgets ?? []).filter((widget) => widget.type.startsWith(PREFIX));
+  const { graph } = app.canvas;
+  // Copies on their way to the clipboard, and nodes inside closed subgraphs, bear others' numbers.
+  if (/** @type {any} */ (graph)?.getNodeById(node.id) !== node) return;
+  const ours = (node.widgets ?? []).filter((widget) => `${widget.type}`.startsWith(PREFIX));
   const box = document.querySelector(`[data-node-id="${node.id}"]`);
   const place = box?.querySelector(".lg-node-widgets");
   for (const widget of ours) {
@@ -214,5 +218,5 @@ export const COLOURS = {
 
 /** Waits until the page has drawn what was changed. */
 export async function drawn() {
-  for (const _ of "12") await new Promise((done) => requestAnimationFrame(done));
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
 }

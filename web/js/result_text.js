@@ -9,6 +9,7 @@ import * as page from "./page.js";
 const LINE = 16;
 const LETTER = 5.6;
 const BESIDE = 36; // pixels of a node's width that the text cannot have
+const WIDE = /[\u2e80-\uffff]/g; // Chinese and Japanese letters are twice as wide
 const MOST_LINES = 16;
 const NAME = "result_text";
 
@@ -36,7 +37,8 @@ function fieldOf(node) {
  */
 function heightOf(text, node) {
   const letters = Math.max(16, Math.floor((node.size[0] - BESIDE) / LETTER));
-  const rows = text.split("\n").map((line) => Math.max(1, Math.ceil(line.length / letters)));
+  const lines = text.replace(WIDE, "xx").split("\n");
+  const rows = lines.map((line) => Math.max(1, Math.ceil(line.length / letters)));
   return LINE * Math.min(MOST_LINES, rows.reduce((sum, count) => sum + count, 0)) + 8;
 }
 
