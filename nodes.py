@@ -12,6 +12,7 @@ from comfy_api.latest import ComfyExtension, io
 from .ipadapter.host import loaders
 from .ipadapter.host.registry import has_server, unclaimed
 from .ipadapter.nodes.apply import APPLY
+from .ipadapter.nodes.compat.old_prompts import accept_old_prompts
 from .ipadapter.nodes.compat.python_calls import add_python_calls
 from .ipadapter.nodes.compat.renamed import register_replacements
 from .ipadapter.nodes.compat.search_words import add_search_aliases
@@ -59,4 +60,5 @@ async def comfy_entrypoint() -> Pack:
     loaders.register_folders()
     add_search_aliases(NODES)
     add_python_calls(NODES)
+    accept_old_prompts(NODES)
     return Pack()
