@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.host import GraphError, host_nodes
-from support.interface import INTERFACE, defaults
-from support.wires import same, tiny_wires
+from support.hosts.process import GraphError, host_nodes
+from support.hosts.wires import same, tiny_wires
+from support.references.interface import INTERFACE, defaults
 
 OLD_TYPES = {
     "style transfer (SDXL)": "style transfer",
