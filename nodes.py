@@ -10,11 +10,13 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .ipadapter.host import loaders
-from .ipadapter.host.registry import has_server, unclaimed
+from .ipadapter.host.registry import unclaimed
 from .ipadapter.nodes.apply import APPLY
+from .ipadapter.nodes.compat.of_2023 import OF_2023
+from .ipadapter.nodes.compat.old_prompts import accept_old_prompts
 from .ipadapter.nodes.compat.python_calls import add_python_calls
-from .ipadapter.nodes.compat.renamed import register_replacements
 from .ipadapter.nodes.compat.search_words import add_search_aliases
+from .ipadapter.nodes.compat.v2_fork import V2_FORK
 from .ipadapter.nodes.embeds import EMBEDS
 from .ipadapter.nodes.faces import FACES
 from .ipadapter.nodes.frames import WEIGHTS
@@ -41,22 +43,21 @@ NODES: list[type[io.ComfyNode]] = [
     *MAPS,
     *TRAINING,
 ]
+# For old files and other packs' prompts; the menu does not show them.
+HIDDEN = [*OF_2023, *V2_FORK]
 
 
 class Pack(ComfyExtension):
     """What the host asks for the pack's nodes."""
 
-    async def on_load(self) -> None:
-        if has_server():  # the list of replacements is the server's
-            await register_replacements()
-
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return unclaimed(NODES)
+        return unclaimed([*NODES, *HIDDEN])
 
 
 async def comfy_entrypoint() -> Pack:
     """The host's entry point."""
     loaders.register_folders()
     add_search_aliases(NODES)
-    add_python_calls(NODES)
+    add_python_calls([*NODES, *OF_2023])
+    accept_old_prompts([*NODES, *HIDDEN])
     return Pack()

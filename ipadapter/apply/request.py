@@ -4,6 +4,7 @@ into the core's terms."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
@@ -19,6 +20,7 @@ from ..bases.layout import Layout
 from ..errors import Problem
 from ..pictures.embeds import CombineMethod
 from ..pictures.faces import MissingFace
+from .old_values import todays, todays_scaling
 from .wire import LoadedAdapter, loaded_adapter
 
 _Choice = TypeVar("_Choice", bound=Enum)
@@ -34,15 +36,15 @@ _WHOLE = ("enhance_tiles", "encode_batch_size")
 
 
 def chosen(kind: type[_Choice], value: str, name: str) -> _Choice:
-    """A widget string as its enum.
+    """A widget string as its enum; names of early 2024 count too.
 
     Older hosts do not check the strings that a client sends, so this does.
     """
-    try:
-        return kind(value)
-    except ValueError:
-        options = ", ".join(repr(member.value) for member in kind)
-        raise Problem.BAD_VALUE(f"{name} is {value!r}: expected one of {options}.") from None
+    for said in (value, todays(value, name)):  # its own names first: nodes of 2023 have theirs
+        with suppress(ValueError):
+            return kind(said)
+    options = ", ".join(repr(member.value) for member in kind)
+    raise Problem.BAD_VALUE(f"{name} is {value!r}: expected one of {options}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,10 +154,11 @@ class Request:
     def weighting(self, layout: Layout) -> Weighting:
         """Strength, layer by layer."""
         text = self.layer_weights.strip()
+        scaling = todays_scaling(self.weight_type, self.embeds_scaling)
         return Weighting(
             self.weights,
             chosen(WeightType, self.weight_type, "weight_type"),
-            chosen(EmbedsScaling, self.embeds_scaling, "embeds_scaling"),
+            chosen(EmbedsScaling, scaling, "embeds_scaling"),
             self.weight_composition,
             self.boost,
             parse_layer_weights(text, layout.transformers) if text else None,

@@ -3,13 +3,17 @@ and as other nodes make them, one number or many."""
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
 from ..errors import Problem
+
+logger = logging.getLogger("ipadapter")
 
 NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
 SEPARATORS = r"[,;\n]"
@@ -75,21 +79,27 @@ def parse_layer_weights(text: str, count: int) -> dict[int, float]:
     """Read "index:weight, index:weight"; `count` is the number of indices the model has.
 
     Commas, semicolons and new lines separate; an empty text is an empty mapping. What is wrong is
-    quoted in the error, with its place.
+    quoted in the error, with its place. Of a layer that is named twice the last weight counts, and
+    layers that the model does not have are left out, with a line in the log: sliders made for one
+    model serve another.
     """
-    result: dict[int, float] = {}
     parts = [part.strip() for part in re.split(SEPARATORS, text)]
-    for position, part in enumerate(parts, start=1):
-        if not part:
-            continue
-        index, weight = _layer_weight(part, position, count)
-        if index in result:
-            raise Problem.WEIGHTS_TEXT(
-                f'layer_weights, entry {position}: "{part}" names layer {index} again '
-                f"(it already has {result[index]:g}). Keep one of them."
-            )
-        result[index] = weight
-    return result
+    read = dict(
+        _layer_weight(part, position, count) for position, part in enumerate(parts, start=1) if part
+    )
+    kept = {index: weight for index, weight in read.items() if index < count}
+    if len(kept) < len(read):
+        _report_beyond(read.keys() - kept.keys(), count, idle=not any(kept.values()))
+    return kept
+
+
+def _report_beyond(indices: Iterable[int], count: int, idle: bool) -> None:
+    logger.warning(
+        "layer_weights: this model has layers 0 to %d. Left out: %s.%s",
+        count - 1,
+        ", ".join(map(str, sorted(indices))),
+        " No other layer has a weight, so the adapter does nothing." if idle else "",
+    )
 
 
 def _layer_weight(part: str, position: int, count: int) -> tuple[int, float]:
@@ -104,10 +114,6 @@ def _layer_weight(part: str, position: int, count: int) -> tuple[int, float]:
     if not re.fullmatch(r"\d{1,6}", index, re.ASCII):
         raise Problem.WEIGHTS_TEXT(
             f'{place}: expected a layer index from 0 to {count - 1}, got "{index}" before ":".'
-        )
-    if int(index) >= count:
-        raise Problem.WEIGHTS_TEXT(
-            f"{place}: this model's layer indices are 0 to {count - 1}, got {int(index)}."
         )
     return int(index), _number(weight, place)
 

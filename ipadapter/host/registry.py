@@ -29,10 +29,3 @@ def unclaimed(classes: Iterable[Any]) -> list[Any]:
             names,
         )
     return free
-
-
-def has_server() -> bool:
-    """True unless the host runs inside another program, without its web server."""
-    from server import PromptServer  # pulls in the whole server: only when asked
-
-    return getattr(PromptServer, "instance", None) is not None

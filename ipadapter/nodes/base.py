@@ -14,6 +14,8 @@ from ..host.apply import run
 from ..host.preview import request_view
 from . import inputs
 
+# In `validate_inputs`: nothing is linked to an input of that name. (A link's value is None there.)
+ABSENT = object()
 # A boost makes a type precise: these inputs belong to the Precise nodes, and to callers that give
 # them to any node.
 _BOOSTS = {

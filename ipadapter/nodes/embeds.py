@@ -25,7 +25,7 @@ from ..pictures.embeds import (
     save_embeds,
 )
 from . import inputs
-from .base import ApplyNode
+from .base import ABSENT, ApplyNode
 
 EmbedsWire = io.Custom("EMBEDS")
 CATEGORY = "ipadapter/embeds"
@@ -58,6 +58,13 @@ class IPAdapterEncoder(io.ComfyNode):
                 EmbedsWire.Output("neg_embed", display_name="neg_embed"),
             ],
             hidden=[io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def validate_inputs(cls, image_1: Any = ABSENT) -> bool | str:
+        return image_1 is ABSENT or (
+            "This node is of 2023, when it took image_1 to image_4. Connect ipadapter and image; "
+            "for several pictures use a node each, and join them with IPAdapter Combine Embeds."
         )
 
     @classmethod

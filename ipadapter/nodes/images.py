@@ -12,6 +12,8 @@ from ..pictures.noise import NoiseType, noise_image
 from . import inputs
 
 FROM_CONTENT = -1
+CLIP_SIDE = 224
+SIDES = (32, 2048)
 
 
 class PrepImageForClipVision(io.ComfyNode):
@@ -48,9 +50,9 @@ class PrepImageForClipVision(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "size",
-                    default=224,
-                    min=32,
-                    max=2048,
+                    default=CLIP_SIDE,
+                    min=SIDES[0],
+                    max=SIDES[1],
                     optional=True,
                     tooltip="Side of the result in pixels: what the encoder takes. 224 for most, "
                     "336 for Kolors.",
@@ -60,13 +62,26 @@ class PrepImageForClipVision(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, size: int | None = None) -> bool | str:
+        lowest, highest = SIDES
+        if size is None or lowest <= size <= highest:
+            return True
+        said = f"size is {size}: expected {lowest} to {highest}."
+        if size in (0, 1):
+            said += (
+                " A file of October 2023 has on or off for padding in this place: set size to "
+                f"{CLIP_SIDE}, and for padding crop_position to pad."
+            )
+        return said
+
+    @classmethod
     def execute(
         cls,
         image: Tensor,
         interpolation: str,
         crop_position: str,
         sharpening: float,
-        size: int = 224,
+        size: int = CLIP_SIDE,
     ) -> io.NodeOutput:
         resampling = chosen(Interpolation, interpolation, "interpolation")
         position = chosen(CropPosition, crop_position, "crop_position")

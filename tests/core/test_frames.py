@@ -334,6 +334,8 @@ def test_numbers_keep_their_size_and_sign() -> None:
         ("0:1, 10:-0.25", {0: 1.0, 10: -0.25}),
         (" 3 : 2.5 ;\n6:1e-2,\n", {3: 2.5, 6: 0.01}),
         ("03:1", {3: 1.0}),
+        ("3:1, 6:2, 3:0.5", {3: 0.5, 6: 2.0}),
+        ("3:1, 03:0", {3: 0.0}),
     ],
 )
 def test_layer_weights(text: str, expected: dict[int, float]) -> None:
@@ -347,8 +349,6 @@ def test_layer_weights(text: str, expected: dict[int, float]) -> None:
         ("0:1, :2", 'entry 2: ":2": expected a layer index from 0 to 10, got ""'),
         ("x:1", 'entry 1: "x:1": expected a layer index from 0 to 10, got "x"'),
         ("0:1, 5", 'entry 2: "5" has no ":"'),
-        ("3:1, 6:2, 3:0.5", 'entry 3: "3:0.5" names layer 3 again (it already has 1)'),
-        ("11:1", 'entry 1: "11:1": this model\'s layer indices are 0 to 10, got 11'),
         ("-1:1", 'expected a layer index from 0 to 10, got "-1"'),
         ("1.5:1", 'expected a layer index from 0 to 10, got "1.5"'),
         ("3:one", 'entry 1: "3:one": expected a number such as 0.8, got "one"'),
@@ -362,6 +362,31 @@ def test_a_bad_layer_weight_is_quoted_with_its_place(text: str, message: str) ->
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         parse_layer_weights(text, 11)
     assert message in str(caught.value)
+
+
+SLIDERS = ", ".join(f"{index}:{index / 10:g}" for index in range(12))  # as slider nodes send it
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "expected", "said"),
+    [
+        (SLIDERS, 11, {index: index / 10 for index in range(11)}, "0 to 10. Left out: 11."),
+        (SLIDERS, 16, {index: index / 10 for index in range(12)}, ""),
+        ("99:1, 12:1, 3:1, 99:2", 11, {3: 1.0}, "Left out: 12, 99."),
+        ("11:1", 11, {}, "so the adapter does nothing"),
+        ("0:0, 11:1", 11, {0: 0.0}, "so the adapter does nothing"),
+    ],
+)
+def test_layers_that_the_model_lacks_are_left_out(
+    text: str,
+    count: int,
+    expected: dict[int, float],
+    said: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert parse_layer_weights(text, count) == expected
+    assert len(caplog.messages) == bool(said)
+    assert said in caplog.text
 
 
 @given(st.dictionaries(st.integers(0, 15), FINITE))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.adapters import shapes_of, synthetic_adapter
+from support.models.adapters import shapes_of, synthetic_adapter
 from support.diffusers_layouts import projector_by_diffusers
 
 from ipadapter.adapters.families import Family

@@ -32,8 +32,8 @@ EXTRA = [
     WeightsStrategy((), Timing.LINEAR, 3),
     WeightsStrategy((0.3,), Timing.LINEAR),
 ]
-TEXTS = ["3:2.5, 6:1", " 0 : .5;\n10:-1", "", ",,", "7:1e-1"]
-BAD_TEXTS = ["3", "3:", "a:1", "-1:2", "3:1, 3:2", "3:nan", "3:1 6:1"]
+TEXTS = ["3:2.5, 6:1", " 0 : .5;\n10:-1", "", ",,", "7:1e-1", "3:1, 6:1, 3:2"]
+BAD_TEXTS = ["3", "3:", "a:1", "-1:2", "3:nan", "3:1 6:1"]
 
 
 def node() -> list[str]:

@@ -20,9 +20,15 @@ WRITE = bool(os.environ.get("IMAGE_PROMPT_WRITE_HELP"))
 
 
 @pytest.fixture(scope="module")
-def nodes(host: Any) -> dict[str, dict[str, Any]]:
+def every_node(host: Any) -> dict[str, dict[str, Any]]:
     """What GET /object_info says of each of the pack's nodes."""
     return {name: host.node(name).GET_NODE_INFO_V1() for name in sorted(host.node_ids)}
+
+
+@pytest.fixture(scope="module")
+def nodes(every_node: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of those in the menu. The others are told by the node that their description names."""
+    return {name: info for name, info in every_node.items() if not info["deprecated"]}
 
 
 def node_defs(language: str) -> dict[str, Any]:
@@ -31,6 +37,16 @@ def node_defs(language: str) -> dict[str, Any]:
 
 def test_every_node_has_a_page(nodes: dict[str, Any]) -> None:
     assert {path.stem for path in PAGES.glob("*.md")} == nodes.keys()
+
+
+def test_hidden_nodes_name_one_of_the_menu(
+    every_node: dict[str, Any], nodes: dict[str, Any]
+) -> None:
+    names = {info["display_name"] for info in nodes.values()}
+    for name in every_node.keys() - nodes.keys():
+        info = every_node[name]
+        assert any(shown in info["description"] for shown in names), name
+        assert all(options.get("tooltip") for _, _, options, _ in inputs_of(info)), name
 
 
 def test_tables_are_those_of_the_schemas(nodes: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ def saved(host: Any, graph: dict[str, Any]) -> list[Any]:
 
 def interface(host: Any, node_id: str) -> list[tuple]:
     """(name, type or options, default, min, max, step) of every input, required ones first."""
-    inputs = host.node(node_id).INPUT_TYPES()
+    inputs = host.node(node_id).GET_NODE_INFO_V1()["input"]
     rows = []
     for group in ("required", "optional"):
         for name, (kind, *options) in inputs.get(group, {}).items():

@@ -89,3 +89,24 @@ class TestInterface:
         info = served(host, node_id)
         found = [list(pair) for pair in zip(info["output"], info["output_name"], strict=True)]
         assert found == INTERFACE[node_id]["outputs"]
+
+
+@pytest.mark.parametrize("node_id", sorted(INTERFACE))
+class TestV2Fork:
+    """Workflows of a fork name every node with "V2" at the end; its inputs are the known ones."""
+
+    def test_it_is_the_same_node(self, host: Any, node_id: str) -> None:
+        alias, known = served(host, f"{node_id}V2"), served(host, node_id)
+        for part in ("input", "input_order", "output", "output_name", "output_node"):
+            assert alias[part] == known[part]
+        assert issubclass(host.node(f"{node_id}V2"), host.node(node_id))
+
+    def test_it_is_hidden(self, host: Any, node_id: str) -> None:
+        info = served(host, f"{node_id}V2")
+        assert info["deprecated"] and not served(host, node_id)["deprecated"]
+        assert INTERFACE[node_id]["display_name"] in info["description"]
+
+
+def test_nodes_of_our_own_have_no_v2(host: Any) -> None:
+    forked = {name for name in host.node_ids if name.endswith("V2")}
+    assert forked == {f"{name}V2" for name in INTERFACE}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.hosts.wires import tiny_wires
-from support.results import results
+from support.hosts.results import results
 from torch import Tensor
 
 FORMS = {

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.hosts.wires import tiny_wires
+from support.hosts.wires import same, tiny_wires
 from support.models.adapters import synthetic_adapter
 from support.models.unets import TINY_SD15, random_adapter
-from support.references.parity import model_output
 
 
 @pytest.fixture(scope="module")
@@ -46,24 +45,6 @@ def mapped(host: Any, node_id: str) -> Any:
 
 def patch(model: Any) -> dict[Any, Any]:
     return model.model_options["transformer_options"]["patches_replace"]["attn2"]
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two MODELs predict the same noise."""
-    pair = _Inputs()
-    return torch.equal(model_output(pair, one), model_output(pair, other))
-
-
-class _Inputs:
-    """The inputs part of a `support.models.unets.Pair`."""
-
-    extra: dict[str, Any] = {}  # noqa: RUF012
-
-    def inputs(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        g = torch.Generator().manual_seed(7)
-        size, dim = TINY_SD15.latent, TINY_SD15.context_dim
-        latents = torch.randn(2, 4, size, size, generator=g)
-        return latents, torch.full((2,), 500.0), torch.randn(2, 77, dim, generator=g)
 
 
 class TestAdvanced:
@@ -362,6 +343,51 @@ class TestLoaders:
             given["model"], theirs, image=given["image"], weight=1.0, weight_type="linear"
         )
         assert patch(model)
+
+
+class TestOf2023:
+    """As a regional pack and a model helper called the nodes of that time."""
+
+    def test_apply(self, host: Any, given: dict[str, Any]) -> None:
+        model = mapped(host, "IPAdapterApply").apply_ipadapter(
+            given["ipadapter"],
+            given["model"],
+            0.7,
+            clip_vision=given["clip_vision"],
+            image=given["image"],
+            embeds=None,
+            weight_type="original",
+            noise=0.0,
+            attn_mask=given["mask"],
+            start_at=0.0,
+            end_at=1.0,
+            unfold_batch=False,
+        )[0]
+        (by_node,) = host.call(
+            "IPAdapterAdvanced",
+            **{name: given[name] for name in ("model", "ipadapter", "clip_vision", "image")},
+            weight=0.7,
+            attn_mask=given["mask"],
+        )
+        assert same(model, by_node)
+
+    def test_encoded(self, host: Any, given: dict[str, Any], pipeline: Any) -> None:
+        embeds, _ = mapped(host, "IPAdapterEncoder").encode(pipeline, given["image"], 1.0)
+        model = mapped(host, "IPAdapterApplyEncoded").apply_ipadapter(
+            given["ipadapter"],
+            given["model"],
+            0.7,
+            clip_vision=given["clip_vision"],
+            embeds=embeds,
+            weight_type="original",
+            noise=0.5,
+            attn_mask=given["mask"],
+        )[0]
+        assert patch(model)
+
+    def test_face_analysis(self, host: Any, face_models: None) -> None:
+        loaded = mapped(host, "InsightFaceLoader").load_insight_face("CPU")[0]
+        assert loaded is mapped(host, "IPAdapterInsightFaceLoader").load_insightface("CPU")[0]
 
 
 def test_prep_image(host: Any, given: dict[str, Any]) -> None:

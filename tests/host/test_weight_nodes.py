@@ -32,7 +32,7 @@ def numbers(image: torch.Tensor) -> list[int]:
 
 def test_the_interface_is_the_known_one(host: Any) -> None:
     node = host.node("IPAdapterWeights")
-    inputs = node.INPUT_TYPES()
+    inputs = node.GET_NODE_INFO_V1()["input"]
     assert list(inputs["required"]) == list(SETTINGS)
     assert list(inputs["optional"]) == ["image", "seed"]
     defaults = {name: entry[1].get("default") for name, entry in inputs["required"].items()}

@@ -1,6 +1,7 @@
 """Prompts as other programs have sent them for years: every known node, with its known inputs only.
 
-Each graph names all required inputs and no more, as older editors exported them.
+Each graph names all required inputs and no more, as older editors exported them; those of 2023 and
+of the V2 fork name what such prompts have, often less. None has the `_meta` of newer editors.
 """
 
 from __future__ import annotations
@@ -346,11 +347,136 @@ GRAPHS: dict[str, Graph] = {
     },
 }
 
+APPLY_2023 = {"weight": 0.7, "noise": 0.3, "weight_type": "channel penalty"}
+FACE_2023 = {
+    "file": ("IPAdapterModelLoader", {"ipadapter_file": "random_faceid.safetensors"}),
+    "analysis": ("InsightFaceLoader", {"provider": "CPU"}),
+}
+OLDER: dict[str, Graph] = {
+    "apply of 2023": {
+        "chain": ["first", "second"],
+        "first": (
+            "IPAdapterApply",
+            {**MODEL, **BY_FILE, **IMAGE, **APPLY_2023, **SPAN, "unfold_batch": False},
+        ),
+        "second": (
+            "IPAdapterApply",
+            {
+                **{**MODEL, **BY_FILE, **APPLY_2023, **SPAN},
+                **{"image": ["both", 0], "attn_mask": ["mask", 0], "unfold_batch": True},
+            },
+        ),
+    },
+    "bare apply of 2023": {
+        "chain": ["apply"],
+        "apply": ("IPAdapterApply", {**BY_PRESET, **IMAGE}),
+    },
+    "apply of September 2023": {
+        "chain": ["apply"],
+        "apply": ("IPAdapterApply", {**MODEL, **BY_FILE, **IMAGE, "weight": 0.6, "noise": 0.3}),
+    },
+    "faceid of December 2023": {
+        "chain": ["apply"],
+        **FACE_2023,
+        "apply": (
+            "IPAdapterApply",
+            {
+                **MODEL,
+                **IMAGE,
+                "ipadapter": ["file", 0],
+                "insightface": ["analysis", 0],
+                **{"weight": 0.9, "noise": 0, "weight_type": "original", **SPAN},
+            },
+        ),
+    },
+    "faceid of 2024": {
+        "chain": ["apply"],
+        **FACE_2023,
+        "prep": (
+            "PrepImageForInsightFace",
+            {**IMAGE, "crop_position": "top", "sharpening": 0, "pad_around": False},
+        ),
+        "apply": (
+            "IPAdapterApplyFaceID",
+            {
+                **MODEL,
+                "image": ["prep", 0],
+                "ipadapter": ["file", 0],
+                "clip_vision": ["encoder", 0],
+                "insightface": ["analysis", 0],
+                **{"weight": 0.9, "noise": 0, "weight_type": "original", **SPAN},
+                **{"faceid_v2": True, "weight_v2": 1, "unfold_batch": False},
+            },
+        ),
+    },
+    "encoded of 2023": {
+        "chain": ["apply"],
+        **{
+            name: ("IPAdapterEncoder", {**BY_FILE, "image": [image, 0], "weight": 1})
+            for name, image in {"one": "image", "two": "other"}.items()
+        },
+        "both": ("IPAdapterBatchEmbeds", {"embed1": ["one", 0], "embed2": ["two", 0]}),
+        "apply": (
+            "IPAdapterApplyEncoded",
+            {**MODEL, "ipadapter": ["adapter", 0], "embeds": ["both", 0], "weight": 1},
+        ),
+    },
+    "values and gaps of early 2024": {
+        "chain": ["style", "composition", "simple"],
+        "style": (
+            "IPAdapterAdvanced",
+            {
+                **{**MODEL, **BY_FILE, **IMAGE, **SPAN},
+                **{"weight": 0.8, "weight_type": "style transfer (SDXL)"},
+            },
+        ),
+        "composition": (
+            "IPAdapterBatch",
+            {**BY_PRESET, **IMAGE, "weight": 0.8, "weight_type": "composition (SDXL)", **SPAN},
+        ),
+        "simple": ("IPAdapter", {**BY_PRESET, **IMAGE, "weight": 0.4, **SPAN}),
+    },
+    "links to nothing": {
+        "chain": ["apply"],
+        "apply": (
+            "IPAdapterAdvanced",
+            {**BY_PRESET, **IMAGE, **LINEAR, "noise_mask": ["mask", 0], "clip": ["checkpoint", 1]},
+        ),
+    },
+    "v2 fork": {
+        "chain": ["apply", "second"],
+        "loader": (
+            "IPAdapterUnifiedLoaderV2",
+            {**MODEL, "preset": "PLUS (high strength)"},
+        ),
+        "prep": (
+            "PrepImageForClipVisionV2",
+            {**IMAGE, "interpolation": "LANCZOS", "crop_position": "top", "sharpening": 0.15},
+        ),
+        "apply": (
+            "IPAdapterAdvancedV2",
+            {"ipadapter": ["loader", 1], "image": ["prep", 0], **LINEAR, **CONCAT, **SPAN},
+        ),
+        "file": ("IPAdapterModelLoaderV2", {"ipadapter_file": "random_plus.safetensors"}),
+        "second": (
+            "IPAdapterMSV2",
+            {
+                **{"ipadapter": ["file", 0], "clip_vision": ["encoder", 0], **IMAGE, **LINEAR},
+                "layer_weights": ", ".join(f"{index}:0.5" for index in range(12)),
+                "weight_faceidv2": 1,
+            },
+        ),
+    },
+}
+ALL = GRAPHS | OLDER
+
 
 def prompt(described: Graph) -> Graph:
     """A described graph in full: with what it links to, and sampled."""
     nodes = {name: node for name, node in described.items() if name != "chain"}
     chain = described["chain"]
+    first, inputs = nodes[chain[0]]
+    nodes[chain[0]] = (first, MODEL | inputs)
     for before, after in pairwise(chain):
         nodes[after] = (nodes[after][0], {**nodes[after][1], "model": [before, 0]})
     sampler = {"seed": 1, "steps": 1, "cfg": 6, "sampler_name": "euler", "scheduler": "normal"}
@@ -400,8 +526,35 @@ def test_prompts_name_known_inputs_only(name: str) -> None:
             assert required <= node["inputs"].keys() <= {row["name"] for row in rows}
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", ALL)
 def test_prompt_succeeds(prepared: Any, name: str) -> None:
-    entry = prepared.wait(prepared.queue(prompt(GRAPHS[name])))
+    entry = prepared.wait(prepared.queue(prompt(ALL[name])))
     assert script("tools.comfy_server").error_of(entry) is None
     assert len(entry["outputs"]["preview"]["images"]) == 2
+
+
+def test_the_encoder_of_2023_is_refused_in_words(prepared: Any) -> None:
+    """By the host, before anything runs: one line names the year and what to connect."""
+    old = {"clip_vision": ["encoder", 0], "image_1": ["image", 0], "ipadapter_plus": False}
+    described = {
+        "chain": ["apply"],
+        "one": ("IPAdapterEncoder", {**old, "noise": 0.3, "weight_1": 1.0}),
+        "apply": (
+            "IPAdapterApplyEncoded",
+            {"ipadapter": ["adapter", 0], "embeds": ["one", 0], "weight": 1},
+        ),
+    }
+    with pytest.raises(script("tools.comfy_server").ServerError, match="of 2023") as refused:
+        prepared.queue(prompt(described))
+    assert "Connect ipadapter and image" in str(refused.value)
+
+
+def test_links_to_nothing_are_one_line_in_the_log(prepared: Any) -> None:
+    before = prepared.log.read_text("utf-8").count("it has no such input")
+    graph = prompt(OLDER["links to nothing"])
+    graph["sampler"]["inputs"]["seed"] = 7
+    graph["apply"]["inputs"]["weight"] = 0.33
+    prepared.run(graph)
+    text = prepared.log.read_text("utf-8")
+    assert text.count("it has no such input") == before + 1
+    assert "IPAdapterAdvanced ignores what is linked to clip, noise_mask" in text

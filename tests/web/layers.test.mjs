@@ -34,7 +34,6 @@ for (const [text, message] of [
   ["3:", "expected a number"],
   ["3:nan", "expected a number"],
   ["3:1e999", "expected a number"],
-  ["3:1, 3:2", "twice"],
 ]) {
   test(`"${text}" is explained`, () => {
     const { errors } = layers.parse(text);
@@ -42,6 +41,12 @@ for (const [text, message] of [
     assert.ok(errors[0].includes(message), errors[0]);
   });
 }
+
+test("of a layer that is there twice the last counts", () => {
+  const { weights, errors } = layers.parse("3:1, 6:1, 03:2");
+  assert.deepEqual(errors, []);
+  assert.equal(layers.format(weights), "3:2, 6:1");
+});
 
 test("an empty text shows the weight type, and one change keeps the others", () => {
   const bars = layers.barsOf("", "style and composition", SDXL);

@@ -290,7 +290,7 @@ class LayerEditor {
   say(bars) {
     const beyond = [...bars.weights.keys()].filter((index) => index >= countOf(this.layout));
     const problem = bars.errors[0]
-      ?? (beyond.length ? `Layer ${beyond.join(", ")} is beyond ${this.base.value}.` : "");
+      ?? (beyond.length ? `Left out: layer ${beyond.join(", ")}, beyond ${this.base.value}.` : "");
     const idle = bars.own ? LEGEND : `As weight_type: ${this.weightType}`;
     this.status.style.color = problem ? page.COLOURS.wrong : quiet;
     this.status.textContent = this.selected < 0 || bars.errors.length

@@ -62,7 +62,8 @@ export function toNumber(text) {
 }
 
 /**
- * Reads "index:weight, index:weight"; commas, semicolons and new lines separate.
+ * Reads "index:weight, index:weight"; commas, semicolons and new lines separate, and of a layer
+ * that is there twice the last counts.
  * @param {string} text
  * @returns {Parsed}
  */
@@ -89,7 +90,6 @@ function readEntry(entry, weights) {
   const weight = toNumber(entry.slice(colon + 1).trim());
   if (!/^\d{1,6}$/.test(name)) return 'expected the number of a layer before ":".';
   if (!Number.isFinite(weight)) return 'expected a number such as 0.8 after ":".';
-  if (weights.has(Number(name))) return `layer ${Number(name)} is there twice.`;
   weights.set(Number(name), weight);
   return "";
 }

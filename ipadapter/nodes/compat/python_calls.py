@@ -14,6 +14,7 @@ from comfy_api.latest import io
 
 from ...apply.request import Request
 from ...pictures.embeds import ImageEmbeds
+from .old_prompts import default_of
 
 _ADVANCED = (
     "model",
@@ -44,6 +45,8 @@ _ADVANCED = (
     "enhance_ratio",
     "weight_kolors",
 )
+# Settings that callers give to all nodes, whichever have them; the last four are of 2023.
+_LEFT_OUT = {*_ADVANCED, "noise", "unfold_batch", "faceid_v2", "weight_v2"}
 _REQUEST = {field.name for field in fields(Request)} | {"style_boost", "composition_boost"}
 
 
@@ -59,12 +62,18 @@ class PythonCall:
 _SIMPLE = ("model", "ipadapter", "image", "weight", "start_at", "end_at", "weight_type")
 _TILED = ("model", "ipadapter", "image", "weight", "weight_type", "start_at", "end_at")
 _EMBEDS = ("model", "ipadapter", "pos_embed", "weight", "weight_type", "start_at", "end_at")
+_OLD = ("ipadapter", "model", "weight", "clip_vision", "image")
 _LOAD = PythonCall("load_models", ("model", "preset", "lora_strength", "provider", "ipadapter"))
 # All other nodes with a `model` and an `ipadapter` input take the long list.
 _APPLY = PythonCall("apply_ipadapter", _ADVANCED, 2)
 
 CALLS: Mapping[str, PythonCall] = {
+    "InsightFaceLoader": PythonCall("load_insight_face", ("provider",)),
     "IPAdapter": PythonCall("apply_ipadapter", (*_SIMPLE, "attn_mask"), 2),
+    "IPAdapterApply": PythonCall("apply_ipadapter", _OLD),
+    "IPAdapterApplyEncoded": PythonCall("apply_ipadapter", _OLD),
+    "IPAdapterApplyFaceID": PythonCall("apply_ipadapter", _OLD),
+    "IPAdapterBatchEmbeds": PythonCall("batch", ("embed1", "embed2")),
     "IPAdapterCombineEmbeds": PythonCall("batch", ("embed1", "method")),
     "IPAdapterEmbeds": PythonCall(
         "apply_ipadapter", (*_EMBEDS, "neg_embed", "attn_mask", "clip_vision", "embeds_scaling"), 2
@@ -85,6 +94,9 @@ CALLS: Mapping[str, PythonCall] = {
     "IPAdapterUnifiedLoaderFaceID": _LOAD,
     "PrepImageForClipVision": PythonCall(
         "prep_image", ("image", "interpolation", "crop_position", "sharpening")
+    ),
+    "PrepImageForInsightFace": PythonCall(
+        "prep_image", ("image", "crop_position", "sharpening", "pad_around")
     ),
 }
 # Callers reach these nodes through IPAdapterAdvanced too, by giving this argument.
@@ -118,7 +130,7 @@ def _accepted(node: type[io.ComfyNode], given: Mapping[str, Any]) -> dict[str, A
     Apply nodes have are left out, as callers give all of them to all nodes."""
     inputs = _inputs(node)
     known = inputs | _REQUEST if "ipadapter" in inputs else inputs
-    if unknown := given.keys() - known - set(_ADVANCED):
+    if unknown := given.keys() - known - _LEFT_OUT:
         raise TypeError(f"{node.__name__} has no input {', '.join(sorted(unknown))}.")
     return _defaults(node) | {name: value for name, value in given.items() if name in known}
 
@@ -130,9 +142,7 @@ def _inputs(node: type[io.ComfyNode]) -> set[str]:
 def _defaults(node: type[io.ComfyNode]) -> dict[str, Any]:
     values = {}
     for given in node.GET_SCHEMA().inputs:
-        options = getattr(given, "options", None)
-        default = getattr(given, "default", None)
-        default = options[0] if default is None and options else default
+        default = default_of(given)
         if default is not None:
             values[given.id] = default
     return values
