@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.hosts.wires import tiny_wires
 from support.hosts.results import results
-from torch import Tensor
+from support.hosts.wires import tiny_wires
 
 FORMS = {
     "np.float32": np.float32,
