@@ -112,6 +112,39 @@ _ALL = (
         "1.71 GB",
         _MIT,
     ),
+    # What the templates name beside them.
+    Download(
+        "v1-5-pruned-emaonly-fp16.safetensors",
+        "Comfy-Org/stable-diffusion-v1-5-archive",
+        "v1-5-pruned-emaonly-fp16.safetensors",
+        "2.13 GB",
+        "CreativeML OpenRAIL-M",
+        "checkpoints",
+    ),
+    Download(
+        "sd_xl_base_1.0.safetensors",
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "sd_xl_base_1.0.safetensors",
+        "6.94 GB",
+        "CreativeML OpenRAIL++-M",
+        "checkpoints",
+    ),
+    Download(
+        "control_v11p_sd15_canny_fp16.safetensors",
+        "comfyanonymous/ControlNet-v1-1_fp16_safetensors",
+        "control_v11p_sd15_canny_fp16.safetensors",
+        "722.6 MB",
+        "CreativeML OpenRAIL",
+        "controlnet",
+    ),
+    Download(
+        "lcm-lora-sdv1-5.safetensors",
+        "latent-consistency/lcm-lora-sdv1-5",
+        "pytorch_lora_weights.safetensors",
+        "134.6 MB",
+        "CreativeML OpenRAIL++-M",
+        "loras",
+    ),
 )
 
 DOWNLOADS: dict[str, Download] = {file.name: file for file in _ALL}

@@ -12,6 +12,7 @@ from typing import Any
 
 from .comfy_server import ServerError
 from .graph import Graph, Link, Node
+from .pack import pack_module
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 NOTES = ("Note", "MarkdownNote")  # nodes that only the editor knows
@@ -120,9 +121,17 @@ def _editor_node(node: Node, graph: Graph, info: Info, links: list[list[Any]]) -
         "mode": 0,
         "inputs": inputs,
         "outputs": outputs,
-        "properties": {"Node name for S&R": node.kind},
+        "properties": {"Node name for S&R": node.kind, **_models(node)},
         "widgets_values": _widget_values(node, info),
     }
+
+
+def _models(node: Node) -> dict[str, Any]:
+    """Where the page offers to download the model files that a loader names."""
+    table = pack_module("library.downloads").DOWNLOADS
+    named = [table[v] for v in node.inputs.values() if isinstance(v, str) and v in table]
+    entries = [{"name": f.name, "url": f.url, "directory": f.directory} for f in named]
+    return {"models": entries} if entries else {}
 
 
 def _widget_values(node: Node, info: Info) -> list[Any]:

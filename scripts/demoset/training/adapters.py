@@ -8,9 +8,7 @@ once and kept in OUT; the widths that the base leaves at zero stay zero in K' an
 """
 
 import argparse
-import importlib.util
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from tools.pack import pack_module
 from torch import Tensor, nn
 
 from ..host import tokenizer
@@ -38,20 +37,6 @@ RESAMPLER = {"resampler_dim": 128, "resampler_depth": 2}
 MIN_SNR = 0.1
 # Colour, shape, background's colour, and the end, in "a red circle on a blue background".
 WORDS = [2, 3, 6, 7]
-
-
-def pack_module(name: str) -> ModuleType:
-    """A module of the pack's core. The root stays off sys.path: nodes.py would hide the host's."""
-    if "ipadapter" not in sys.modules:
-        folder = ROOT / "ipadapter"
-        spec = importlib.util.spec_from_file_location(
-            "ipadapter", folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        assert spec is not None and spec.loader is not None
-        package = importlib.util.module_from_spec(spec)
-        sys.modules["ipadapter"] = package
-        spec.loader.exec_module(package)
-    return importlib.import_module(f"ipadapter.{name}")
 
 
 class WithImage(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from ipadapter.library.presets import ENCODER_SOURCES, OFFICIAL
 ROOT = Path(__file__).resolve().parents[3]
 HUB = re.compile(r"https://huggingface\.co/[\w./%-]+")
 
+DIRECTORIES = ("ipadapter", "clip_vision", "loras", "checkpoints", "controlnet")
 TEXTS = ("*.md", "*.json", "*.py", "*.js", "*.toml")
 
 
@@ -37,7 +39,7 @@ def test_every_file_that_a_preset_asks_for_can_be_fetched() -> None:
 def test_an_entry_is_whole(file: Download) -> None:
     assert re.fullmatch(r"https://huggingface\.co/[\w-]+/[\w.-]+/resolve/main/[\w./-]+", file.url)
     assert re.fullmatch(r"\d+(\.\d+)? [MG]B", file.size) and file.licence
-    assert file.directory in ("ipadapter", "clip_vision", "loras")
+    assert file.directory in DIRECTORIES
 
 
 def test_every_address_of_a_file_is_one_of_the_table() -> None:
@@ -71,3 +73,15 @@ def test_the_models_page_is_the_table() -> None:
 
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").split()) <= 900
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda p: p.stem)
+def test_the_page_can_offer_every_file_of_a_template(path: Path) -> None:
+    for node in json.loads(path.read_text("utf-8"))["nodes"]:
+        values = [value for value in node.get("widgets_values") or () if isinstance(value, str)]
+        named = [v for v in values if v.endswith((".safetensors", ".bin")) and "ipadpt" not in v]
+        entries = [
+            {"name": name, "url": DOWNLOADS[name].url, "directory": DOWNLOADS[name].directory}
+            for name in named
+        ]
+        assert node["properties"].get("models", []) == entries
