@@ -1,4 +1,4 @@
-"""The UNets: SD1.5, SD2, SDXL, SSD-1B, Vega, KOALA; their widths and style layers."""
+"""The UNets: SD1.5, SD2, SDXL and the smaller ones made of it; widths and style layers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,11 @@ BASES = {
     "SDXL": (2048, _SDXL),
     "SSD-1B": (2048, _widths((640, 4), (1280, 26), (640, 4))),
     "Segmind Vega": (2048, _widths((640, 2), (1280, 10), (640, 3))),
-    "KOALA": (2048, _widths((640, 2), (1280, 15), (640, 4))),
+    "KOALA 700M": (2048, _widths((640, 2), (1280, 15), (640, 4))),
+    "KOALA 1B": (2048, _widths((640, 2), (1280, 18), (640, 4), (1280, 6))),
+    "SDXL Refiner": (1280, _widths((768, 8), (1536, 20), (768, 12), (1536, 4))),
+    "SDXS": (768, _widths((640, 1), (1280, 3), (640, 2))),
+    "SDXS 0.9": (1024, _widths((320, 1), (640, 1), (1280, 3), (640, 2), (320, 2))),
 }
 
 

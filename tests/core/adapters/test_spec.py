@@ -5,12 +5,15 @@ called.
 from __future__ import annotations
 
 import pytest
+from support.models import diffusers_layouts as layouts
 from support.models.adapters import shapes_of, synthetic_adapter
+from support.models.diffusers_layouts import diffusers_unet
 from support.models.official_files import OFFICIAL_FILES, OfficialFile
 
 from ipadapter.adapters.families import FaceVersion, Family, default_face_version
 from ipadapter.adapters.spec import AdapterSpec, identify
 from ipadapter.adapters.vision import EmbedSource
+from ipadapter.bases.unet import BASES
 
 NONSENSE = "model (1).safetensors"
 
@@ -53,9 +56,68 @@ def test_sources() -> None:
     assert unnorm.uses_raw_face and unnorm.face_dim == 512
 
 
-@pytest.mark.parametrize("base", ["SD1.5", "SD2", "SDXL", "SSD-1B", "Segmind Vega", "KOALA"])
+@pytest.mark.parametrize("base", BASES)
 def test_bases(base: str) -> None:
     assert spec_of(Family.STANDARD, base, NONSENSE).base_name == base
+
+
+# ComfyUI's names for the same: context, channels, their multiples, resnets per level, transformer
+# layers on the way down (per resnet), on the way up (from the last one back) and in the middle.
+HOST_CONFIGS = {
+    "SD1.5": (768, 320, (1, 2, 4, 4), 2, (1, 1, 1, 1, 1, 1, 0, 0), (1,) * 9 + (0,) * 3, 1),
+    "SD2": (1024, 320, (1, 2, 4, 4), 2, (1, 1, 1, 1, 1, 1, 0, 0), (1,) * 9 + (0,) * 3, 1),
+    "SDXL": (2048, 320, (1, 2, 4), 2, (0, 0, 2, 2, 10, 10), (0, 0, 0, 2, 2, 2, 10, 10, 10), 10),
+    "SSD-1B": (2048, 320, (1, 2, 4), 2, (0, 0, 2, 2, 4, 4), (0, 0, 0, 1, 1, 2, 10, 4, 4), 0),
+    "Segmind Vega": (2048, 320, (1, 2, 4), 2, (0, 0, 1, 1, 2, 2), (0, 0, 0, 1, 1, 1, 2, 2, 2), 0),
+    "KOALA 700M": (2048, 320, (1, 2, 4), 1, (0, 2, 5), (0, 0, 2, 2, 5, 5), 0),
+    "KOALA 1B": (2048, 320, (1, 2, 4), 1, (0, 2, 6), (0, 0, 2, 2, 6, 6), 6),
+    "SDXL Refiner": (
+        *(1280, 384, (1, 2, 4, 4), 2),
+        *((0, 0, 4, 4, 4, 4, 0, 0), (0, 0, 0, 4, 4, 4, 4, 4, 4, 0, 0, 0), 4),
+    ),
+    "SDXS": (768, 320, (1, 2, 4), 1, (0, 1, 1), (0, 0, 1, 1, 1, 1), 0),
+    "SDXS 0.9": (1024, 320, (1, 2, 4), 1, (1, 1, 1), (1, 1, 1, 1, 1, 1), 0),
+}
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_layer_widths_are_those_of_the_host(base: str) -> None:
+    context, channels, multiples, resnets, down, up, middle = HOST_CONFIGS[base]
+    levels = [channels * factor for factor in multiples]
+    runs = [(level, resnets) for level in levels]
+    places = [level for level, count in runs for _ in range(count)]
+    widths = [width for width, depth in zip(places, down, strict=True) for _ in range(depth)]
+    back = [level for level in reversed(levels) for _ in range(resnets + 1)]
+    widths += [width for width, depth in zip(back, up[::-1], strict=True) for _ in range(depth)]
+    assert BASES[base] == (context, (*widths, *[levels[-1]] * middle))
+
+
+# Published UNet configurations: blocks with attention (the first has none), resnets per block,
+# transformer layers per block, whether the middle block attends.
+SMALL_SDXL = {
+    "SDXL": (2, (1, 2, 10), True),
+    "KOALA 700M": (1, (1, 2, 5), False),
+    "KOALA 1B": (1, (1, 2, 6), True),
+}
+
+
+@pytest.mark.parametrize("base", SMALL_SDXL)
+def test_layer_widths_are_those_of_diffusers(base: str) -> None:
+    """Every attn2 of diffusers' UNet in its own order."""
+    resnets, depths, middle = SMALL_SDXL[base]
+    unet = diffusers_unet(
+        **layouts.CONFIGS["SDXL"]
+        | {
+            "block_out_channels": (320, 640, 1280),
+            "cross_attention_dim": 2048,
+            "layers_per_block": resnets,
+            "transformer_layers_per_block": depths,
+        },
+        mid_block_type="UNetMidBlock2DCrossAttn" if middle else None,
+    )
+    attentions = [unet.get_submodule(n.removesuffix(".processor")) for n in unet.attn_processors]
+    widths = tuple(cross.to_k.out_features for cross in attentions[1::2])
+    assert BASES[base] == (attentions[1].to_k.in_features, widths)
 
 
 def test_unknown_base_and_encoder_are_described() -> None:
