@@ -63,7 +63,7 @@ def _adapter_inputs() -> list[io.Input]:
             min=0,
             max=64,
             tooltip="Image tokens per picture. 0: the usual number, 4 for standard and 16 for "
-            "Plus.",
+            "Plus. A standard adapter with another number is not read by diffusers.",
         ),
     ]
 
@@ -300,8 +300,9 @@ class IPAdapterSave(io.ComfyNode):
         dtype = _DTYPES[chosen(Stored, precision, "precision")]
         adapter = loaded_adapter(ipadapter).adapter
         stem = inside(root, filename_prefix)
-        path = save_adapter(adapter, stem, dtype, with_training_state)
-        return io.NodeOutput(ui={"text": [path.relative_to(root).as_posix()]})
+        saved = save_adapter(adapter, stem, dtype, with_training_state)
+        texts = [saved.path.relative_to(root).as_posix(), saved.note]
+        return io.NodeOutput(ui={"text": [text for text in texts if text]})
 
 
 TRAINING: list[type[io.ComfyNode]] = [IPAdapterTrain, IPAdapterSave]

@@ -150,6 +150,19 @@ def test_saved_file_says_what_it_is(host: Any, trained: tuple[Any, str]) -> None
     assert found["base"].startswith("custom UNet (4 layers") and "48" in found["encoder"]
 
 
+def test_a_number_of_tokens_that_diffusers_cannot_read_is_told(host: Any, pair: Pair) -> None:
+    from safetensors import safe_open
+
+    for tokens, told in ((0, False), (8, True)):
+        adapter = node(host, host_model(pair), num_tokens=tokens, family="standard")
+        assert adapter.spec.num_tokens == (tokens or 4)
+        save(host, adapter, filename_prefix=f"tokens{tokens}")
+        path = host.models("ipadapter") / f"tokens{tokens}_00001_.safetensors"
+        with safe_open(path, "pt") as file:
+            note = file.metadata().get("note", "")
+        assert ("diffusers cannot read it: it expects 4 tokens" in note) == told
+
+
 def test_interrupt_keeps_the_adapter_of_that_step(
     host: Any, pair: Pair, interrupted: tuple[int, Any, Any]
 ) -> None:

@@ -23,6 +23,7 @@ from ...errors import Problem
 from ...training.curve import loss_curve
 from ...training.data import TrainingSet
 from ...training.folder import write_adapter, write_state
+from ...training.portability import portability_note
 from ...training.recipe import TrainSettings
 from ...training.state import TrainedAdapter, TrainState, state_of, trained_adapter
 from ...training.trainable import ProjectorPlan, TrainableAdapter, training_of
@@ -101,6 +102,8 @@ def _adapter(
     if resume is None:
         generator = torch.Generator().manual_seed(recipe.settings.seed)
         plan = ProjectorPlan(recipe.family, width, unet.layout.context_dim, recipe.num_tokens)
+        if note := portability_note(plan.family, plan.tokens):
+            logger.warning("The new adapter: %s", note)
         return TrainableAdapter.create(plan, unet.text_weights(), generator)
     spec = resume.spec
     unet.layout.check(spec.layer_widths, spec.token_dim, resume.name, spec.base_name)
@@ -149,10 +152,18 @@ def _finished(state: TrainState, recipe: Recipe, stopped: str | None, unet: Froz
     return Training(adapter, settings.steps, stopped or "")
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A written adapter. note: who cannot read it, or nothing."""
+
+    path: Path
+    note: str
+
+
 def save_adapter(
     adapter: Adapter, stem: Path, dtype: torch.dtype, with_state: bool = False
-) -> Path:
-    """Write an adapter in the standard layout under a new numbered name; returns the path.
+) -> Saved:
+    """Write an adapter in the standard layout under a new numbered name.
 
     with_state: also write, beside it, what going on with its training needs.
     """
@@ -167,11 +178,16 @@ def save_adapter(
         "encoder": spec.encoder_name,
         "num_tokens": str(spec.num_tokens),
     }
+    note = portability_note(spec.family, spec.num_tokens, checkpoint.image_proj.shapes())
+    if note:
+        facts["note"] = note
     path = write_adapter(stem, tensors, {**checkpoint.metadata, **facts})
+    if note:
+        logger.warning("%s: %s", path.name, note)
     state = state_of(adapter) if with_state else None
     if state is not None:
         write_state(path, state.tensors())
-    return path
+    return Saved(path, note)
 
 
 class Folder(str, Enum):
