@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support.adapters import shapes_of, synthetic_adapter
-from support.diffusers_layouts import projector_by_diffusers
+from support.models.adapters import shapes_of, synthetic_adapter
+from support.models.diffusers_layouts import projector_by_diffusers
 
 from ipadapter.adapters.families import Family
 from ipadapter.adapters.spec import identify
