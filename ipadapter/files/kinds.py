@@ -225,7 +225,7 @@ def why_not_an_adapter(name: str, shapes: Shapes) -> str:
         missing = "ip_adapter" if halves(shapes).projector else "image_proj"
         return (
             f"{name} is incomplete: it has no '{missing}...' tensors; {expected}. "
-            "Choose the whole adapter, or download it again."
+            "Download it again, or choose the whole adapter."
         )
     if kind is Kind.UNKNOWN:
         seen = ", ".join(sorted(shapes)[:3])
