@@ -44,8 +44,9 @@ def read_layers(ip_adapter: Shapes, name: str) -> tuple[int, tuple[int, ...]]:
         if kind in ("to_k_ip.weight", "to_v_ip.weight") and number.isdigit():
             ids.setdefault(int(number), set()).add(kind)
         elif "to_k_ip" in key or "to_v_ip" in key or "norm" in key:
+            verb = "is" if "norm" in key else "may be"  # no adapter of a UNet has norms
             raise Problem.UNSUPPORTED(
-                f"{name} is an adapter for a transformer model (such as Flux or SD3.5): it has "
+                f"{name} {verb} an adapter for a transformer model (such as Flux or SD3.5): it has "
                 f"'{key}'. This pack needs an adapter for a UNet model (SD1.5, SD2, SDXL, Kolors)."
             )
     if not ids:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -50,24 +49,34 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True)
 class Sign:
-    """One row of a table: a key that has `start`, `part` and `end`, and whose last axis is `width`
-    (0: any), says `kind` if some key has `also`."""
+    """One row of a table: any key that has `start`, `part` and `end` says `kind`."""
 
     kind: Kind
     start: str = ""
     part: str = ""
     end: str = ""
+
+    def matches(self, key: str) -> bool:
+        return key.startswith(self.start) and self.part in key and key.endswith(self.end)
+
+
+@dataclass(frozen=True)
+class MethodSign:
+    """One row of another method's signs: a module's name begins with `module`, whatever it lies in,
+    some key has `also`, and the tensor's last axis is `width` (0: any)."""
+
+    kind: Kind
+    module: str
     also: str = ""
     width: int = 0
 
     def matches(self, shapes: Shapes, text: str) -> bool:
-        """text: all keys, one per line: rules most signs out at once."""
-        if not (self.start in text and self.part in text and self.also in text):
+        """text: all keys, each after a line's end."""
+        if self.also not in text or not any(mark + self.module in text for mark in "\n."):
             return False
-        return any(
-            key.startswith(self.start) and self.part in key and key.endswith(self.end)
+        return not self.width or any(
+            f".{self.module}" in f".{key}" and shape[-1:] == (self.width,)
             for key, shape in shapes.items()
-            if not self.width or shape[-1:] == (self.width,)
         )
 
 
@@ -111,33 +120,31 @@ OTHER_METHODS = {
 
 # Signs of other methods: their files may hold an adapter's two halves as well.
 _OTHER_METHODS = (
-    Sign(Kind.FLUX_ADAPTER, start="ip_adapter_proj_model."),
-    Sign(Kind.FLUX_ADAPTER, part="ip_adapter_double_stream"),
-    Sign(Kind.INSTRUCT, part="proj_prompt_input"),
-    Sign(Kind.INSTRUCT, part="proj_new_input"),
-    Sign(
-        Kind.ART, part="encoder_hid_proj.image_embeds.weight", also=".processor.to_k_ip", width=768
-    ),
-    Sign(Kind.CSGO, part="content_image_proj", also="style_image_proj"),
-    Sign(Kind.STYLESHOT, part="style_image_proj_modules."),
-    Sign(Kind.MIP, part=".text_to_weight"),
-    Sign(Kind.PULID_FLUX, part="pulid_ca."),
-    Sign(Kind.PULID, start="pulid_"),
-    Sign(Kind.PULID, part="id_adapter"),
-    Sign(Kind.PULID, part="id_embedding_mapping."),
-    Sign(Kind.PULID, part="image_proj.body.", also="to_k_ip"),
-    Sign(Kind.PULID, part="mapping_patch_", also="to_k_ip"),
-    Sign(Kind.CONSISTENT_ID, part="FacialEncoder."),
-    Sign(Kind.UNIPORTRAIT, part="faceid_adapter."),
-    Sign(Kind.UNIPORTRAIT, part="faceid_proj."),
-    Sign(Kind.PHOTOMAKER, start="id_encoder.", also="lora_weights."),
-    Sign(Kind.INSTANT_CHARACTER, part="norm_ip_q."),
-    Sign(Kind.ANIMA, part="ip_centroid"),
-    Sign(Kind.ANIMA, part="ip_gate.", also="to_k_ip."),
-    Sign(Kind.HUNYUAN, part="kv_proj_ip_adapter"),
-    Sign(Kind.LYNX, part="cross_attn.ip_adapter."),
-    Sign(Kind.REDUX, start="redux_down."),
-    Sign(Kind.T2I_STYLE, part="style_embedding"),
+    MethodSign(Kind.FLUX_ADAPTER, "ip_adapter_proj_model."),
+    MethodSign(Kind.FLUX_ADAPTER, "ip_adapter_double_stream"),
+    MethodSign(Kind.INSTRUCT, "proj_prompt_input"),
+    MethodSign(Kind.INSTRUCT, "proj_new_input"),
+    MethodSign(Kind.ART, "encoder_hid_proj.image_embeds.weight", ".processor.to_k_ip", 768),
+    MethodSign(Kind.CSGO, "content_image_proj", "style_image_proj"),
+    MethodSign(Kind.STYLESHOT, "style_image_proj_modules."),
+    MethodSign(Kind.MIP, "text_to_weight"),
+    MethodSign(Kind.PULID_FLUX, "pulid_ca."),
+    MethodSign(Kind.PULID, "pulid_"),
+    MethodSign(Kind.PULID, "id_adapter"),
+    MethodSign(Kind.PULID, "id_embedding_mapping."),
+    MethodSign(Kind.PULID, "image_proj.body.", "to_k_ip"),
+    MethodSign(Kind.PULID, "mapping_patch_", "to_k_ip"),
+    MethodSign(Kind.CONSISTENT_ID, "FacialEncoder."),
+    MethodSign(Kind.UNIPORTRAIT, "faceid_adapter."),
+    MethodSign(Kind.UNIPORTRAIT, "faceid_proj."),
+    MethodSign(Kind.PHOTOMAKER, "id_encoder.", "lora_weights."),
+    MethodSign(Kind.INSTANT_CHARACTER, "to_k_ip.weight", ".norm_ip_q.", 4096),
+    MethodSign(Kind.ANIMA, "ip_centroid"),
+    MethodSign(Kind.ANIMA, "ip_gate.", "to_k_ip."),
+    MethodSign(Kind.HUNYUAN, "kv_proj_ip_adapter"),
+    MethodSign(Kind.LYNX, "cross_attn.ip_adapter."),
+    MethodSign(Kind.REDUX, "redux_down."),
+    MethodSign(Kind.T2I_STYLE, "style_embedding"),
 )
 # The first row that any key matches decides, so the order goes from the telling to the general.
 _SIGNS = (
@@ -181,23 +188,19 @@ _SIGNS = (
 
 def kind_of(shapes: Shapes) -> Kind:
     """The kind of model that has tensors of these names and shapes."""
-    text = "\n".join(shapes)
-    kind = _first(_OTHER_METHODS, shapes, text)
-    if kind is not None:
-        return kind
+    text = "".join(f"\n{key}" for key in shapes)
+    for method in _OTHER_METHODS:
+        if method.matches(shapes, text):
+            return method.kind
     found = halves(shapes)
     if found.projector and found.layers:
         return Kind.ADAPTER
     if "to_k_ip" in text:
         return Kind.PARTIAL_ADAPTER
-    kind = _first(_SIGNS, shapes, text)
-    if kind is not None:
-        return kind
+    for sign in _SIGNS:
+        if any(sign.matches(key) for key in shapes):
+            return sign.kind
     return Kind.PARTIAL_ADAPTER if found.projector or found.layers else Kind.UNKNOWN
-
-
-def _first(signs: Iterable[Sign], shapes: Shapes, text: str) -> Kind | None:
-    return next((sign.kind for sign in signs if sign.matches(shapes, text)), None)
 
 
 def problem_of(kind: Kind) -> Problem:
@@ -222,7 +225,7 @@ def why_not_an_adapter(name: str, shapes: Shapes) -> str:
         missing = "ip_adapter" if halves(shapes).projector else "image_proj"
         return (
             f"{name} is incomplete: it has no '{missing}...' tensors; {expected}. "
-            "Choose the whole adapter, or download it again."
+            "Download it again, or choose the whole adapter."
         )
     if kind is Kind.UNKNOWN:
         seen = ", ".join(sorted(shapes)[:3])

@@ -57,7 +57,8 @@ def halves(keys: Iterable[str]) -> Halves:
     official = projector and any(key[:1].isdigit() for key in layers)
     if official or not any("to_k_ip" in key for key in keys):
         return Halves(projector, layers)
-    return _searched({_WRAPPERS.sub("", key): key for key in keys})
+    found = _searched({_WRAPPERS.sub("", key): key for key in keys})
+    return found if found.layers else Halves(found.projector, layers, found.clash)
 
 
 class _Found(dict[str, str]):

@@ -20,6 +20,7 @@ from ..errors import Problem
 from ..files.tensors import open_tensor_file
 from ..library.choose import PresetFiles, choose
 from ..library.doctor import DoctorSubject, ModelFacts, ModelFolders, report
+from ..library.remarks import remark
 from ..library.scan import scan
 from ..pictures.faces import environment
 from .bases.install import layout_of
@@ -81,6 +82,14 @@ def find(folder: str, name: str) -> Path:
 def load_adapter(name: str) -> Adapter:
     """Open an adapter file: its header and its projector's shapes; layer weights stay on disk."""
     return Adapter.from_checkpoint(read_checkpoint(find(ADAPTERS, name)))
+
+
+def described(adapter: Adapter, name: str) -> list[str]:
+    """Lines for the loader's node: what the file is, and what its listed name tells besides."""
+    hint = remark(adapter.spec, name)
+    if hint:
+        logger.warning("%s: %s", name, hint)
+    return [f"{adapter.name}: {adapter.spec.summary}", *([hint] if hint else [])]
 
 
 def fingerprint(folder: str, name: str) -> tuple[str, int, int]:

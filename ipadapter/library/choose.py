@@ -25,6 +25,7 @@ from .presets import (
     requirement,
     variant_of,
 )
+from .remarks import remark
 from .scan import FoundFile, ModelFolder, why_not_width
 
 SHOWN = 20
@@ -72,7 +73,8 @@ def choose(
         lora = find_lora(adapter, spec, needed.lora, loras)
         if lora is None and need_lora and not spec.has_lora:
             raise Problem.NO_FITTING_FILE(_no_lora(adapter, needed, loras), FileNotFoundError)
-    return PresetFiles(adapter, spec, encoder, lora, notes)
+    hint = remark(spec, adapter.name)
+    return PresetFiles(adapter, spec, encoder, lora, (*notes, hint) if hint else notes)
 
 
 def find_adapter(

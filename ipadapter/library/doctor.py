@@ -12,6 +12,7 @@ from ..files.kinds import Kind
 from .choose import PresetFiles, choose, encoder_source, presets_of, why_not_encoder, without_name
 from .downloads import DOWNLOADS
 from .presets import ENCODER_SOURCES, PLUS, STANDARD, requirement
+from .remarks import remark
 from .scan import EncoderFacts, FoundFile, ModelFolder, why_not_width
 
 SHOWN = 60
@@ -134,6 +135,8 @@ def _adapter_section(subject: DoctorSubject) -> list[str]:
     if subject.model is not None:
         reason = why_not_model(spec, subject.model)
         lines.append(f"  does not fit: {reason}" if reason else "  fits the model")
+    if hint := remark(spec, name):
+        lines.append(f"  {hint}")
     return lines
 
 
@@ -185,7 +188,8 @@ def _adapters_section(model: ModelFacts | None, adapters: ModelFolder) -> list[s
         reason = why_not_model(spec, model)
         presets = presets_of(file, model.base_name)
         use = f"; presets: {', '.join(presets)}" if presets and not reason else ""
-        return not reason, f"{spec.summary}{use}"
+        hint = remark(spec, file.name)
+        return not reason, f"{spec.summary}{use}" + (f". {hint}" if hint else "")
 
     return _folder_section("ADAPTER FILES", adapters, line)
 

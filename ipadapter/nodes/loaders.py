@@ -44,7 +44,7 @@ class IPAdapterModelLoader(io.ComfyNode):
     @classmethod
     def execute(cls, ipadapter_file: str) -> io.NodeOutput:
         adapter = files.load_adapter(ipadapter_file)
-        return io.NodeOutput(adapter, ui={"text": [f"{adapter.name}: {adapter.spec.summary}"]})
+        return io.NodeOutput(adapter, ui={"text": files.described(adapter, ipadapter_file)})
 
 
 def preset_input(presets: tuple[str, ...]) -> io.Input:

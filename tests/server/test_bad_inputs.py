@@ -161,6 +161,7 @@ ADAPTER_FILES = {
     "checkpoint.safetensors": ("is a full checkpoint", HAS, "models/checkpoints"),
     "encoder.safetensors": ("is a CLIP vision encoder", HAS, "models/clip_vision"),
     "flux.safetensors": ("is an IP-Adapter for Flux", HAS),
+    "csgo.safetensors": ("is a CSGO model", "which this pack cannot use", "choose another file"),
     "unknown.safetensors": ("is not an IP-Adapter", HAS, "something.weight", "Choose another"),
     "missing_key.safetensors": ("'3.to_v_ip.weight' is missing", "Download the file again"),
     "no_layers.safetensors": ("no 'ip_adapter...' tensors", AGAIN),

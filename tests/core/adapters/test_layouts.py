@@ -14,6 +14,7 @@ from support.models import diffusers_layouts as layouts
 from support.models.adapters import Nested, flat, synthetic_adapter
 from support.models.diffusers_layouts import BY_DIFFUSERS, BY_NAME, prefixed
 
+from ipadapter.adapters.adapter import Adapter
 from ipadapter.adapters.checkpoint import Checkpoint, checkpoint_from_dict, read_checkpoint
 from ipadapter.adapters.families import Family
 from ipadapter.files.tensors import TensorMap, flatten
@@ -154,6 +155,14 @@ def test_only_the_layers_of_a_training() -> None:
     layers = prefixed("unet.", layouts.by_name(nested["ip_adapter"], "SD1.5"))
     with pytest.raises(ValueError, match=r"x\.bin is incomplete: it has no 'image_proj"):
         checkpoint_from_dict(layers, "x.bin")
+
+
+def test_layers_of_unknown_names_are_not_claimed_to_be_known() -> None:
+    nested = adapter(Family.STANDARD, "SD1.5")
+    layers = {f"block_{key}": value for key, value in nested["ip_adapter"].items()}
+    with pytest.raises(ValueError, match=r"x\.bin may be an adapter for a transformer") as caught:
+        Adapter.from_checkpoint(checkpoint_from_dict({**nested, "ip_adapter": layers}, "x.bin"))
+    assert "it has 'block_1.to_" in str(caught.value)
 
 
 def test_a_unet_with_a_text_projection_is_no_adapter() -> None:

@@ -106,6 +106,11 @@ def _write_other_kinds(folder: Path) -> None:
         "controlnet": {"control_model.input_hint_block.0.weight": (16, 3, 3, 3)},
         "checkpoint": {"model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3)},
         "flux": {"ip_adapter_proj_model.proj.weight": (64, 64)},
+        "csgo": {
+            "content_image_proj.norm.weight": (2048,),
+            "style_image_proj.latents": (1, 32, 1280),
+            "ip_adapter.1.to_k_ip.weight": (640, 2048),
+        },
         "unknown": {"something.weight": (2, 2)},
     }
     for name, shapes in kinds.items():
