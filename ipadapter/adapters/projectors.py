@@ -22,7 +22,10 @@ HEAD_DIM = 64
 
 
 class ImageProjModel(nn.Module):
-    """Standard family: one pooled embedding to a few tokens."""
+    """Standard family: one pooled embedding to a few tokens.
+
+    https://github.com/tencent-ailab/IP-Adapter/blob/62e4af9d0c1ac7d5f8dd386a0ccf2211346af1a2/ip_adapter/ip_adapter.py#L28
+    """
 
     def __init__(self, embed_dim: int, num_tokens: int, token_dim: int) -> None:
         super().__init__()
@@ -48,7 +51,10 @@ class ImageProjModel(nn.Module):
 
 
 class MLPProjModel(nn.Module):
-    """Full Face: one token per patch."""
+    """Full Face: one token per patch.
+
+    https://github.com/tencent-ailab/IP-Adapter/blob/62e4af9d0c1ac7d5f8dd386a0ccf2211346af1a2/ip_adapter/ip_adapter.py#L49
+    """
 
     def __init__(self, embed_dim: int, inner_dim: int, token_dim: int) -> None:
         super().__init__()
@@ -71,7 +77,10 @@ class MLPProjModel(nn.Module):
 
 
 class PerceiverAttention(nn.Module):
-    """Latents attend to the features and to themselves."""
+    """Latents attend to the features and to themselves.
+
+    https://github.com/tencent-ailab/IP-Adapter/blob/62e4af9d0c1ac7d5f8dd386a0ccf2211346af1a2/ip_adapter/resampler.py#L34
+    """
 
     def __init__(self, dim: int, inner_dim: int) -> None:
         super().__init__()
@@ -145,7 +154,10 @@ class Perceiver(nn.Module):
 
 
 class Resampler(Perceiver):
-    """Plus families: learned latents read the encoder's hidden states (or a raw face embedding)."""
+    """Plus families: learned latents read the encoder's hidden states (or a raw face embedding).
+
+    https://github.com/tencent-ailab/IP-Adapter/blob/62e4af9d0c1ac7d5f8dd386a0ccf2211346af1a2/ip_adapter/resampler.py#L81
+    """
 
     def __init__(self, shapes: Shapes) -> None:
         super().__init__(shapes)
@@ -183,7 +195,10 @@ class Resampler(Perceiver):
 
 
 class FaceIDProjModel(nn.Module):
-    """FaceID and Portrait: one face embedding to tokens."""
+    """FaceID and Portrait: one face embedding to tokens.
+
+    https://github.com/tencent-ailab/IP-Adapter/blob/62e4af9d0c1ac7d5f8dd386a0ccf2211346af1a2/ip_adapter/ip_adapter_faceid.py#L64
+    """
 
     def __init__(self, shapes: Shapes) -> None:
         super().__init__()
@@ -203,7 +218,10 @@ class FaceIDProjModel(nn.Module):
 
 class FaceIDPlusProjModel(FaceIDProjModel):
     """FaceID Plus: the face's tokens are the latents that read the encoder's hidden states
-    of the face crop."""
+    of the face crop.
+
+    https://github.com/tencent-ailab/IP-Adapter/blob/62e4af9d0c1ac7d5f8dd386a0ccf2211346af1a2/ip_adapter/ip_adapter_faceid.py#L85
+    """
 
     def __init__(self, shapes: Shapes) -> None:
         super().__init__(shapes)

@@ -7,6 +7,10 @@
     Wk', Wv'           to_k_ip and to_v_ip of the layer            (adapters/key_values.py)
     w                  folded into K' and V' once, before sampling        (folding.py)
 
+The same as the reference's processors:
+https://github.com/huggingface/diffusers/blob/58eb52c0803ea9af3abec60841c2a093bdf1f951/src/diffusers/models/attention_processor.py#L4408
+https://github.com/tencent-ailab/IP-Adapter/blob/62e4af9d0c1ac7d5f8dd386a0ccf2211346af1a2/ip_adapter/attention_processor.py#L282
+
 Where, when and for which rows the second term is added: mask.py, sigmas.py, rows.py.
 """
 

@@ -1,5 +1,10 @@
 """What is the same for every block of one model call: which rows are cond, which latents and which
-part of the picture they are, and how noisy."""
+part of the picture they are, and how noisy.
+
+A block is given rows, one per latent and prompt. A chunk is the rows of one prompt, one after
+another; the host numbers chunks in `cond_or_uncond`. An item is the latent of the whole batch that
+a row is: windows and tiles show some of them. A group is rows that share keys and values.
+"""
 
 from __future__ import annotations
 

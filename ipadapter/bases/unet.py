@@ -19,6 +19,7 @@ def unet_layout(layers: Sequence[Layer], context_dim: int) -> Layout:
     layers: in the order of an adapter's `to_k_ip` entries, which is the reference's: every `attn2`
     of the down path, then the up path, then the middle (diffusers' `attn_processors`), in
     ComfyUI's words input, output, middle.
+    https://github.com/huggingface/diffusers/blob/58eb52c0803ea9af3abec60841c2a093bdf1f951/src/diffusers/loaders/unet.py#L626
     """
     name = base_name(context_dim, tuple(layer.width for layer in layers))
     return Layout(tuple(layers), context_dim, name, _style_layers(layers))

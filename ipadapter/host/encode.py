@@ -232,6 +232,7 @@ def encode_nothing(clip_vision: Any, like: Tensor, source: EmbedSource) -> Tenso
 
     Pooled: zeros. Hidden states: those of an all-zero normalised picture, which is the encoder's
     mean grey and not black (`diffusers`, `zeros_like(pixel_values)`).
+    https://github.com/huggingface/diffusers/blob/58eb52c0803ea9af3abec60841c2a093bdf1f951/src/diffusers/pipelines/stable_diffusion/pipeline_stable_diffusion.py#L514
     """
     if source is EmbedSource.POOLED:
         return torch.zeros_like(like[:1])

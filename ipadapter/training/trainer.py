@@ -3,6 +3,9 @@
 Only the projector and K', V' learn, from the noise error of single timesteps. Text and image are
 dropped now and then, so that guidance works. The UNet is a callable here: it gets the keys and
 values of each layer and gives its prediction.
+
+The recipe is the paper's; pictures and words are dropped as here:
+https://github.com/tencent-ailab/IP-Adapter/blob/62e4af9d0c1ac7d5f8dd386a0ccf2211346af1a2/tutorial_train.py#L62
 """
 
 from __future__ import annotations
