@@ -157,7 +157,7 @@ class Adapter:
 
         device: where to project; dtype: in which the result is kept. The adapter fits the layout.
         """
-        rules = weighting.rules(layout)
+        rules = [prompt.rules(per_weight) for per_weight in weighting.rules(layout)]
         acting = [any(rule.weight for rule in per_weight) for per_weight in rules]
         projected = self.key_values(prompt, device, acting)
         for layer, per_weight in compress(zip(layout.layers, rules, strict=True), acting):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..attention.folding import Source
+from ..attention.folding import LayerRule, Source
 from ..errors import Problem
 
 
@@ -19,7 +20,8 @@ class ImagePrompt:
     second: like cond, the second image of the style-and-composition types, else None.
     items: 1 for a prompt of the whole batch; n for one prompt per latent of the batch (per frame).
     images, second_images: reference pictures whose tokens lie one after another in `cond` and
-    `second`.
+    `second`. shows: per item, whether it shows anything (a picture without a face does not); empty
+    for all. The last one speaks for all later items.
     """
 
     cond: Tensor
@@ -27,6 +29,7 @@ class ImagePrompt:
     second: Tensor | None = None
     images: int = 1
     second_images: int = 1
+    shows: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse empty prompts and widths that differ."""
@@ -39,6 +42,16 @@ class ImagePrompt:
                 f"Image tokens are {self.cond.shape[-1]} wide, those of the negative "
                 f"{self.uncond.shape[-1]}: both must come from the same adapter."
             )
+
+    def rules(self, rules: Sequence[LayerRule]) -> Sequence[LayerRule]:
+        """A layer's rules, one for all items or one per item, with weight 0 where an item
+        shows nothing."""
+        if all(self.shows):
+            return rules
+        return [
+            rules[min(item, len(rules) - 1)].times(self.shows[min(item, len(self.shows) - 1)])
+            for item in range(max(len(rules), len(self.shows)))
+        ]
 
     def pictures(self, source: Source) -> range:
         """Which of all reference pictures a layer sees that is given this source."""

@@ -27,12 +27,11 @@ TextProjection = tuple[Tensor, Tensor]  # weight and bias of a base's own, which
 class Seen:
     """What the encoders made of a request's pictures.
 
-    image: what to show; keep: which of its patches, (images, patches) bool, None for all.
-    negative: what to move away from. second: what composition layers show, where that differs.
+    image: what to show. negative: what to move away from. second: what composition layers show,
+    where that differs.
     """
 
     image: ImageEmbeds
-    keep: Tensor | None
     negative: ImageEmbeds
     second: ImageEmbeds | None = None
 
@@ -56,20 +55,19 @@ class _Projection:
         alike = len(set(scales)) == 1
         return cls(adapter, scales[:1] if alike else scales, request.per_item, through)
 
-    def tokens(self, embeds: ImageEmbeds, how: CombineMethod, keep: Tensor | None = None) -> Tensor:
+    def tokens(self, embeds: ImageEmbeds, how: CombineMethod) -> Tensor:
         """(items, tokens, dim): one item for all latents, or one per latent."""
         if self.per_item:
             count = max(len(embeds), len(self.scales))
             scales = lengthened(self.scales, count)
-            return self._each(embeds.lengthened(count), scales, keep)
+            return self._each(embeds.lengthened(count), scales)
         if len(embeds) > 1:
             embeds = combine_image_embeds([embeds], how)
-            if keep is not None and len(keep) > len(embeds):
-                keep = keep.any(dim=0, keepdim=True)
-        return torch.cat([concat(self._each(embeds, [scale], keep)) for scale in self.scales])
+        return torch.cat([concat(self._each(embeds, [scale])) for scale in self.scales])
 
-    def _each(self, embeds: ImageEmbeds, scales: Sequence[float], keep: Tensor | None) -> Tensor:
+    def _each(self, embeds: ImageEmbeds, scales: Sequence[float]) -> Tensor:
         """(images, tokens, dim)"""
+        keep = embeds.keep if self.adapter.spec.family.row.keeps_patches else None
         made = self.adapter.tokens(embeds.features, embeds.face, keep, scales)
         return made if self.through is None else functional.linear(made, *self.through)
 
@@ -83,9 +81,10 @@ def image_prompt(
     # picture.
     negative_method = method if method is CombineMethod.CONCAT else CombineMethod.AVERAGE
     prompt = ImagePrompt(
-        projection.tokens(seen.image, method, seen.keep),
+        projection.tokens(seen.image, method),
         projection.tokens(seen.negative, negative_method),
         None if seen.second is None else projection.tokens(seen.second, method),
+        shows=seen.image.shows,
     )
     if method is not CombineMethod.CONCAT or request.per_item:
         return prompt

@@ -47,14 +47,15 @@ def chosen(kind: type[_Choice], value: str, name: str) -> _Choice:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """How pictures are encoded: by what, how many at a time, what to do without a face, and the
-    enhancer's tiles and their share."""
+    """How pictures are encoded: by what, how many at a time, what to do without a face, the
+    enhancer's tiles and their share; per_item: whether picture i belongs to latent i."""
 
     loaded: LoadedAdapter
     batch_size: int = 0
     missing_face: str = MissingFace.ERROR.value
     enhance_tiles: int = 1
     enhance_ratio: float = 1.0
+    per_item: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +127,7 @@ class Request:
             self.missing_face,
             self.enhance_tiles,
             self.enhance_ratio,
+            self.per_item,
         )
 
     @property

@@ -28,6 +28,10 @@ class LayerRule:
     cond: Source = Source.IMAGE
     uncond: Source = Source.NEGATIVE
 
+    def times(self, factor: float) -> LayerRule:
+        """The same, stronger or weaker."""
+        return replace(self, weight=self.weight * factor)
+
 
 class EmbedsScaling(str, Enum):
     """What a weight scales. Values are the widget strings of the de facto nodes."""

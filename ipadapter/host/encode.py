@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,11 +18,12 @@ from ..adapters.vision import VIT_L_336, EmbedSource, encoder_name
 from ..apply.prompt import Seen
 from ..apply.request import Reading, Request
 from ..apply.wire import LoadedAdapter
+from ..attention.mask import check_mask
 from ..errors import Problem
 from ..pictures.embeds import AdapterLabel, ImageEmbeds, as_image_embeds, check_belongs
 from ..pictures.faces import crop_size_for, find_faces
-from ..pictures.images import CLIP_MEAN, blank_outside, clip_image, warn_crop_loss
-from ..pictures.reference_mask import keep_patches
+from ..pictures.images import CLIP_MEAN, as_rgb, blank_outside, clip_image, warn_crop_loss
+from ..pictures.reference_mask import check_covers, keep_patches
 from ..pictures.tiles import enhance, enhancer_crops
 
 _CHUNK = 16  # images per encoder call when the node does not say
@@ -30,19 +32,34 @@ _RECENT: weakref.WeakKeyDictionary[Any, TensorCache] = weakref.WeakKeyDictionary
 
 
 def see(request: Request) -> Seen:
-    """What to show, which of its patches, and what to move away from: the embeds that are
-    connected, else pictures, else nothing."""
-    reading, keep = request.reading, None
-    image = _connected(request.pos_embed, "pos_embed", request.loaded)
+    """What to show and what to move away from: the embeds that are connected, else pictures,
+    else nothing."""
+    reading, loaded = request.reading, request.loaded
+
+    def other(picture: Tensor | None, name: str) -> ImageEmbeds | None:
+        return None if picture is None else _neutral(loaded, read(reading, picture, name))
+
+    image = _connected(request.pos_embed, "pos_embed", loaded)
     if image is None:
-        image, keep = read_reference(reading, require_picture(request.image), request.image_mask)
-    negative = _connected(request.neg_embed, "neg_embed", request.loaded)
-    if negative is None and request.image_negative is not None:
-        negative = read(reading, request.image_negative)
+        image = read_reference(reading, require_picture(request.image), request.image_mask)
+    negative = _connected(request.neg_embed, "neg_embed", loaded)
     if negative is None:
-        negative = read_nothing(request.loaded, image)
-    second = request.image_composition
-    return Seen(image, keep, negative, None if second is None else read(reading, second))
+        negative = other(request.image_negative, "image_negative")
+    if negative is None:
+        negative = read_nothing(loaded, image)
+    return Seen(image, negative, other(request.image_composition, "image_composition"))
+
+
+def _neutral(loaded: LoadedAdapter, embeds: ImageEmbeds) -> ImageEmbeds:
+    """Images without anything to see become the negative of no picture."""
+    if not embeds.shows:
+        return embeds
+    nothing, shows = read_nothing(loaded, embeds).tensors(), torch.tensor(embeds.shows)
+    filled = {
+        name: torch.where(shows.view(-1, *[1] * (tensor.ndim - 1)), tensor, nothing[name])
+        for name, tensor in embeds.tensors().items()
+    }
+    return replace(embeds, **filled, shows=())
 
 
 def require_picture(image: Tensor | None) -> Tensor:
@@ -62,6 +79,7 @@ def _connected(value: Any, name: str, loaded: LoadedAdapter) -> ImageEmbeds | No
 
 def read(reading: Reading, images: Tensor, name: str = "image") -> ImageEmbeds:
     """Encode pictures with what the adapter needs: an image encoder, a face model, or both."""
+    images = as_rgb(images, name)
     if reading.loaded.adapter.spec.face_dim:
         return read_faces(reading, images, name)[0]
     warn_crop_loss(images, name=name)
@@ -69,7 +87,10 @@ def read(reading: Reading, images: Tensor, name: str = "image") -> ImageEmbeds:
 
 
 def read_faces(reading: Reading, images: Tensor, name: str = "image") -> tuple[ImageEmbeds, Tensor]:
-    """Encode the faces of pictures; also returns the faces as pictures, (faces, size, size, 3)."""
+    """Encode the faces of pictures; also returns the faces as pictures, (faces, size, size, 3).
+
+    Where picture i belongs to latent i, both have an entry for each picture, also without a face.
+    """
     loaded, spec = reading.loaded, reading.loaded.adapter.spec
     if loaded.insightface is None:
         raise Problem.WRONG_INPUT(
@@ -78,26 +99,36 @@ def read_faces(reading: Reading, images: Tensor, name: str = "image") -> tuple[I
             "InsightFace Loader."
         )
     size = crop_size_for(spec.base_name)
+    images = as_rgb(images, name)
     faces = find_faces(loaded.insightface, images, size, reading.missing_face, name)
+    shows = faces.shows(len(images)) if reading.per_item else ()
+    if shows:
+        faces = faces.in_step(len(images))
     hidden = _encode_image(reading, faces.crops) if spec.embed_source.reads_picture else None
-    return _embeds(loaded, hidden, faces.embeds(spec.uses_raw_face)), faces.crops
+    embeds = _embeds(loaded, hidden, faces.embeds(spec.uses_raw_face))
+    return replace(embeds, shows=shows), faces.crops
 
 
 def read_reference(
-    reading: Reading, images: Tensor, mask: Tensor | None
-) -> tuple[ImageEmbeds, Tensor | None]:
+    reading: Reading, images: Tensor, mask: Tensor | None, name: str = "image_mask"
+) -> ImageEmbeds:
     """Encode the pictures inside a mask.
 
-    What lies outside is blanked out before encoding, so nothing of it reaches the adapter. Returns
-    the embeds and, for families whose Resampler can do without some patches, which ones to keep:
-    (images, patches) bool. The other families read the blank part as the encoder's mean grey.
+    What lies outside is blanked out before encoding, so nothing of it reaches the adapter. Families
+    whose Resampler can do without some patches keep those inside only; the other families read the
+    blank part as the encoder's mean grey. `name` is the mask's input, for messages.
     """
-    embeds = read(reading, blank_outside(images, mask))
-    keeps = reading.loaded.adapter.spec.family.row.keeps_patches
-    if mask is None or embeds.features is None or not keeps:
-        return embeds, None
+    images = as_rgb(images)
+    if mask is None:
+        return read(reading, images)
     size = (int(images.shape[1]), int(images.shape[2]))
-    return embeds, keep_patches(mask, size, embeds.features.shape[1], len(embeds))
+    mask, spec = check_mask(mask, name), reading.loaded.adapter.spec
+    check_covers(mask, size, name, whole=bool(spec.face_dim))
+    embeds = read(reading, blank_outside(images, mask))
+    if embeds.features is None or not spec.family.row.keeps_patches:
+        return embeds
+    keep = keep_patches(mask, size, embeds.features.shape[1], len(embeds))
+    return replace(embeds, keep=keep)
 
 
 def face_pictures(loaded: LoadedAdapter, images: Tensor) -> Tensor:
@@ -122,7 +153,7 @@ def _encode_image(reading: Reading, images: Tensor) -> Tensor:
     if tiles > 1:
         crops = enhancer_crops(images, tiles, image_size(clip_vision))
         detail = encode(clip_vision, crops, source, size)
-        features = enhance(features, detail, tiles, reading.enhance_ratio)
+        features = enhance(features, detail, tiles, reading.enhance_ratio, reading.per_item)
     return features
 
 
@@ -175,11 +206,6 @@ def encode(clip_vision: Any, images: Tensor, source: EmbedSource, batch_size: in
     images: (images, height, width, channels), 0..1. batch_size: images per call, 0 for the default.
     Returns (images, width) pooled embeddings or (images, patches, width) hidden states, fp32.
     """
-    if images.ndim != 4 or 0 in images.shape:
-        raise Problem.BAD_PICTURE(
-            f"The reference image batch has shape {tuple(images.shape)}: expected (images, height, "
-            "width, 3) with at least one image. Connect an IMAGE output that holds a picture."
-        )
     parts = []
     for chunk in images.split(batch_size or _CHUNK):
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -14,7 +14,7 @@ from ..apply.request import Request, chosen
 from ..attention.weight_texts import number
 from ..errors import Problem
 from ..files.paths import inside
-from ..host.encode import read, read_nothing
+from ..host.encode import read_nothing, read_reference
 from ..host.preview import request_view
 from ..pictures.embeds import (
     CombineMethod,
@@ -24,7 +24,6 @@ from ..pictures.embeds import (
     load_embeds,
     save_embeds,
 )
-from ..pictures.images import blank_outside
 from . import inputs
 from .base import ApplyNode
 
@@ -72,7 +71,7 @@ class IPAdapterEncoder(io.ComfyNode):
     ) -> io.NodeOutput:
         weight = number(weight, "weight")
         request = Request(None, ipadapter, image, image_mask=mask, clip_vision=clip_vision)
-        positive = read(request.reading, blank_outside(image, mask))
+        positive = read_reference(request.reading, image, mask, "mask")
         negative = read_nothing(request.loaded, positive)
         weighted = replace(positive.map(lambda tensor: tensor * weight), weight=weight)
         return io.NodeOutput(weighted, negative, ui=request_view(cls, request))

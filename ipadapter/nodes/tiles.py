@@ -21,29 +21,29 @@ from .base import ApplyNode
 
 
 def tile_masks(tiles: Tiles, mask: Tensor | None) -> Tensor:
-    """Where each tile acts: its rectangle, within the attention mask where there is one.
-
-    (tiles, H, W).
-    """
+    """Where each tile acts: its rectangle, within the attention mask of each latent
+    where there is one: (tiles, masks, H, W)."""
+    rectangles = tiles.masks.unsqueeze(1)
     if mask is None:
-        return tiles.masks
-    area = check_mask(mask)[:1]
+        return rectangles
+    area = check_mask(mask)
     size = (int(area.shape[-2]), int(area.shape[-1]))
-    rectangles = functional.interpolate(tiles.masks.unsqueeze(1), size=size, mode="nearest")
-    return rectangles.squeeze(1) * area
+    return functional.interpolate(rectangles, size=size, mode="nearest") * area
 
 
 def run_tiled(request: Request, sharpening: float) -> tuple[Any, Tensor, Tensor]:
-    """Patch one adapter per tile, each in its own part of the picture.
+    """Patch one adapter per tile that acts anywhere, each in its own part of the picture.
 
     Returns MODEL, tiles, masks.
     """
     tiles = tile_image(require_picture(request.image), sharpening=sharpening)
     masks = tile_masks(tiles, request.attn_mask)
-    for tile, mask in zip(tiles.tiles, masks, strict=True):
-        request = replace(request, image=tile, attn_mask=mask.unsqueeze(0))
+    pairs = list(zip(tiles.tiles, masks, strict=True))
+    acting = [(tile, mask) for tile, mask in pairs if mask.any()]
+    for tile, mask in acting or pairs[:1]:  # a mask that is empty everywhere is said once
+        request = replace(request, image=tile, attn_mask=mask)
         request = replace(request, model=run(request))
-    return request.model, tiles.tiles.flatten(0, 1), masks
+    return request.model, tiles.tiles.flatten(0, 1), masks.flatten(0, 1)
 
 
 class IPAdapterTiled(ApplyNode):
@@ -80,7 +80,9 @@ class IPAdapterTiled(ApplyNode):
             io.Image.Output(
                 "tiles", display_name="tiles", tooltip="The tiles, as the encoder is given them."
             ),
-            io.Mask.Output("masks", display_name="masks", tooltip="Where each tile acts."),
+            io.Mask.Output(
+                "masks", display_name="masks", tooltip="Where each tile acts, tile by tile."
+            ),
         ]
         return schema
 

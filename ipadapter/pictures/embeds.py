@@ -28,7 +28,7 @@ _Item = TypeVar("_Item")
 OLD_SUFFIX = ".ipadpt"
 SUFFIX = ".ipadpt.safetensors"
 FORMAT = "ipadapter_embeds"
-VERSION = "1"
+VERSIONS = ("1", "2")  # 2: with `keep`, which a reader of 1 would leave out
 
 
 class CombineMethod(str, Enum):
@@ -112,7 +112,9 @@ class ImageEmbeds:
 
     features: (images, dim) pooled or (images, tokens, dim) hidden states; None for families that
     take a face alone. face: (images, 512); `raw_face` if it is not normalised to length 1.
-    `weight` is already in the features. source: an EmbedSource.
+    `weight` is already in the features. source: an EmbedSource. keep: (images, tokens) bool, the
+    hidden states that a reference mask leaves; None for all. shows: per image, whether there was
+    anything to see in it (one without a face keeps its place in a batch); empty for all.
     """
 
     features: Tensor | None
@@ -121,6 +123,8 @@ class ImageEmbeds:
     raw_face: bool = False
     weight: float = 1.0
     made_for: AdapterLabel = AdapterLabel()
+    keep: Tensor | None = None
+    shows: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         wants_face = self.source.reads_face
@@ -133,6 +137,8 @@ class ImageEmbeds:
             )
         for name, tensor in self.tensors().items():
             _check_tensor(name, tensor, self._rank(name))
+        if self.keep is not None:
+            _check_keep(self.keep, self.features)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that are there, by name."""
@@ -159,7 +165,10 @@ class ImageEmbeds:
 
     def lengthened(self, count: int) -> ImageEmbeds:
         """As many images as there are latents: the last one serves the rest."""
-        return self.map(lambda tensor: tensor[lengthened(range(len(self)), count)])
+        picked = lengthened(range(len(self)), count)
+        parts = self.tensors() | ({} if self.keep is None else {"keep": self.keep})
+        shows = tuple(lengthened(self.shows, count)) if self.shows else ()
+        return replace(self, **{name: part[picked] for name, part in parts.items()}, shows=shows)
 
     def _rank(self, name: str) -> int:
         return 2 if name == "face" or self.source is EmbedSource.POOLED else 3
@@ -201,7 +210,22 @@ def combine_image_embeds(
         for part in first.tensors()
     }
     weight = first.weight if len(embeds) == 1 else 1.0
-    return replace(first, **combined, weight=weight)
+    keep = _combine_keep(embeds, method)
+    return replace(first, **combined, weight=weight, keep=keep, shows=())
+
+
+def _combine_keep(embeds: Sequence[ImageEmbeds], method: CombineMethod) -> Tensor | None:
+    """What is kept of any image is kept of the mix."""
+    if all(embed.keep is None for embed in embeds):
+        return None
+    kept = torch.cat(
+        [
+            features.new_ones(features.shape[:2], dtype=torch.bool) if keep is None else keep
+            for features, keep in ((embed.features, embed.keep) for embed in embeds)
+            if features is not None
+        ]
+    )
+    return kept if method is CombineMethod.CONCAT else kept.any(dim=0, keepdim=True)
 
 
 def check_belongs(embeds: ImageEmbeds, spec: AdapterSpec, adapter: str, name: str) -> None:
@@ -227,15 +251,15 @@ def save_embeds(embeds: ImageEmbeds, stem: Path) -> Path:
     label = {f"adapter_{key}": str(value) for key, value in vars(embeds.made_for).items()}
     metadata = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSIONS[embeds.keep is not None],
         "source": embeds.source.value,
         "raw_face": str(embeds.raw_face).lower(),
         "weight": repr(float(embeds.weight)),
         **label,
     }
+    parts = embeds.tensors() | ({} if embeds.keep is None else {"keep": embeds.keep})
     tensors = {
-        name: tensor.detach().to("cpu").contiguous().clone()
-        for name, tensor in embeds.tensors().items()
+        name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in parts.items()
     }
     return write_numbered(stem, SUFFIX, lambda path: save_file(tensors, path, metadata))
 
@@ -264,8 +288,10 @@ def load_embeds(path: Path) -> ImageEmbeds:
 
 
 def _from_file(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> ImageEmbeds:
-    if metadata["version"] != VERSION:
-        raise ValueError(f"it has format version {metadata['version']}, expected {VERSION}")
+    if metadata["version"] not in VERSIONS:
+        raise ValueError(
+            f"it has format version {metadata['version']}, expected {' or '.join(VERSIONS)}"
+        )
     label = {field.name: metadata[f"adapter_{field.name}"] for field in fields(AdapterLabel)}
     return ImageEmbeds(
         features=tensors.get("features"),
@@ -274,6 +300,7 @@ def _from_file(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Im
         raw_face=metadata["raw_face"] == "true",
         weight=float(metadata["weight"]),
         made_for=AdapterLabel(**{**label, "num_tokens": int(label["num_tokens"])}),
+        keep=tensors.get("keep"),
     )
 
 
@@ -318,6 +345,15 @@ def _check_tensor(name: str, tensor: Tensor, rank: int) -> None:
         raise Problem.FILE_BROKEN(
             f"Expected {name} of finite numbers, got NaN or infinite values. The image encoder may "
             "be damaged."
+        )
+
+
+def _check_keep(keep: Tensor, features: Tensor | None) -> None:
+    shape = None if features is None else tuple(features.shape[:2])
+    if keep.dtype != torch.bool or tuple(keep.shape) != shape or not keep.any(dim=1).all():
+        raise ValueError(
+            f"Expected kept patches {shape} of true and false with some true for each image, got "
+            f"{tuple(keep.shape)} of {keep.dtype}."
         )
 
 

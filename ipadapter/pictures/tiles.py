@@ -95,11 +95,12 @@ def merge_crops(features: Tensor, tiles: int) -> Tensor:
     return torch.cat([average, pooled], dim=1)
 
 
-def enhance(full: Tensor, crops: Tensor, tiles: int, ratio: float) -> Tensor:
+def enhance(full: Tensor, crops: Tensor, tiles: int, ratio: float, in_step: bool = False) -> Tensor:
     """Features (batch, ...) of whole images and of their crops -> enhanced features.
 
     A batch is blended, `ratio` of the whole and the rest of the detail. A single image becomes two
-    entries, the whole scaled by `ratio` and the detail, for combine_embeds to join.
+    entries, the whole scaled by `ratio` and the detail, for combine_embeds to join; blended too if
+    entries belong to latents (`in_step`).
     """
     detail = merge_crops(crops, tiles)
     if full.shape != detail.shape:
@@ -107,7 +108,7 @@ def enhance(full: Tensor, crops: Tensor, tiles: int, ratio: float) -> Tensor:
             f"Expected features of the same images, got {tuple(full.shape)} for the whole images "
             f"and {tuple(detail.shape)} for their crops."
         )
-    if len(full) > 1:
+    if in_step or len(full) > 1:
         return torch.lerp(detail, full, ratio)
     return torch.cat([full * ratio, detail])
 

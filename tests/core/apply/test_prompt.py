@@ -33,7 +33,7 @@ def faces(adapter: Adapter, count: int, seed: int = 0) -> ImageEmbeds:
 
 
 def prompt(adapter: Adapter, image: ImageEmbeds, **given: Any) -> ImagePrompt:
-    seen = Seen(image, None, faces(adapter, 1, seed=9))
+    seen = Seen(image, faces(adapter, 1, seed=9))
     return image_prompt(adapter, seen, Request(None, adapter, **given))
 
 

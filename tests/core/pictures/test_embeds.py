@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,15 @@ HIDDEN = ImageEmbeds(
 FACE = ImageEmbeds(None, EmbedSource.FACE, face=random(3, 512))
 RAW_FACE = ImageEmbeds(None, EmbedSource.FACE, face=random(1, 512), raw_face=True)
 BOTH = ImageEmbeds(random(1, 257, 1280), EmbedSource.FACE_AND_HIDDEN, face=random(1, 512))
-EVERY_KIND = {"pooled": POOLED, "hidden": HIDDEN, "face": FACE, "raw face": RAW_FACE, "both": BOTH}
+PART = replace(HIDDEN, keep=random(1, 257) > 0)
+EVERY_KIND = {
+    "pooled": POOLED,
+    "hidden": HIDDEN,
+    "face": FACE,
+    "raw face": RAW_FACE,
+    "both": BOTH,
+    "part of a picture": PART,
+}
 
 
 def naive(images: list[list[float]], method: CombineMethod) -> list[float]:
@@ -152,6 +161,8 @@ def test_files_give_back_what_was_saved(tmp_path: Path, kind: str) -> None:
         assert torch.equal(loaded.tensors()[name], tensor)
     assert (loaded.source, loaded.raw_face) == (embeds.source, embeds.raw_face)
     assert (loaded.weight, loaded.made_for) == (embeds.weight, embeds.made_for)
+    assert (loaded.keep is None) == (embeds.keep is None)
+    assert loaded.keep is None or torch.equal(loaded.keep, torch.as_tensor(embeds.keep))
     assert str(loaded) == str(embeds)
 
 
@@ -164,6 +175,60 @@ def test_files_say_what_they_hold_in_their_header(tmp_path: Path) -> None:
     assert metadata["adapter_family"] == "standard"
     assert metadata["adapter_encoder"] == "ViT-H (1024)"
     assert metadata["adapter_num_tokens"] == "4" and metadata["adapter_digest"] == "ab"
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_readers_of_before_refuse_what_they_would_misread(tmp_path: Path, kind: str) -> None:
+    with safe_open(save_embeds(EVERY_KIND[kind], tmp_path / "x"), "pt") as stored:
+        assert stored.metadata()["version"] == ("2" if EVERY_KIND[kind].keep is not None else "1")
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        torch.ones(1, 256, dtype=torch.bool),
+        torch.ones(2, 257, dtype=torch.bool),
+        torch.ones(1, 257),
+        torch.zeros(1, 257, dtype=torch.bool),
+    ],
+    ids=["fewer patches", "more images", "numbers", "nothing"],
+)
+def test_kept_patches_that_cannot_be_are_refused(tmp_path: Path, keep: Tensor) -> None:
+    with pytest.raises(ValueError, match="kept patches"):
+        replace(HIDDEN, keep=keep)
+    with pytest.raises(ValueError, match="kept patches"):
+        replace(POOLED, keep=keep)
+    path = save_embeds(PART, tmp_path / "x")
+    with safe_open(path, "pt") as stored:
+        metadata = stored.metadata()
+    save_file({**PART.tensors(), "keep": keep}, path, metadata)
+    with pytest.raises(ValueError, match="is damaged: Expected kept patches"):
+        load_embeds(path)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_kept_of_a_mix(method: CombineMethod) -> None:
+    """Of a row of pictures each keeps its own; a mix keeps what any of them does."""
+    other = replace(HIDDEN, keep=torch.arange(257)[None] < 3)
+    rows = torch.cat([torch.as_tensor(PART.keep), torch.as_tensor(other.keep)])
+    combined = combine_image_embeds([PART, other], method).keep
+    expected = rows if method is CombineMethod.CONCAT else (rows[:1] | rows[1:])
+    assert torch.equal(torch.as_tensor(combined), expected)
+    beside_a_whole = combine_image_embeds([PART, HIDDEN], method).keep
+    assert torch.as_tensor(beside_a_whole)[-1].all()
+    assert combine_image_embeds([HIDDEN, HIDDEN], method).keep is None
+
+
+def test_the_last_image_serves_the_rest() -> None:
+    two = ImageEmbeds(
+        random(2, 3, 8), EmbedSource.HIDDEN, keep=random(2, 3, seed=1) > -2, shows=(True, False)
+    )
+    more = two.lengthened(4)
+    assert more.features is not None and two.features is not None and more.keep is not None
+    assert torch.equal(more.features, two.features[[0, 1, 1, 1]])
+    assert torch.equal(more.keep, torch.as_tensor(two.keep)[[0, 1, 1, 1]])
+    assert more.shows == (True, False, False, False)
+    assert two.map(lambda tensor: tensor * 0.5).keep is two.keep
 
 
 def test_files_keep_their_precision(tmp_path: Path) -> None:
