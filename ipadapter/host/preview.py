@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..apply.request import Request
-from ..pictures.images import blank_outside, clip_image, crop_warning
+from ..pictures.images import as_rgb, blank_outside, clip_image, crop_warning
 from .encode import image_size
 
 MOST = 4  # pictures shown
@@ -39,7 +39,7 @@ def encoder_view(
     pictures: (images, height, width, channels) by name, those that are not connected as None.
     mask: the part that is read. Empty where nobody looks or nothing is encoded.
     """
-    given = {name: picture for name, picture in pictures.items() if picture is not None}
+    given = {name: as_rgb(one, name) for name, one in pictures.items() if one is not None}
     encoder = request.loaded.clip_vision
     if not given or encoder is None or not queued_by_editor(node):
         return {}

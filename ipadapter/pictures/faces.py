@@ -10,8 +10,9 @@ import importlib.metadata
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +23,7 @@ from torch import Tensor
 from ..errors import Problem, plain_text
 from ..files.paths import below
 from ..files.tensors import refuse_downloaded_text
+from .images import CLIP_MEAN, as_rgb
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +58,7 @@ class MissingFace(str, Enum):
 
 @dataclass(frozen=True, eq=False)
 class Faces:
-    """One face per picture, of the pictures that have one."""
+    """One face per picture, of the pictures that have one; `in_step`, an entry for each."""
 
     raw: Tensor
     """(faces, 512) embeddings as the recogniser gives them."""
@@ -69,6 +71,19 @@ class Faces:
     def normed(self) -> Tensor:
         """(faces, 512) embeddings of length 1."""
         return torch.nn.functional.normalize(self.raw, dim=-1)
+
+    def in_step(self, pictures: int) -> Faces:
+        """An entry for each picture: where there is no face, zeros and the colour that says nothing
+        to an image encoder."""
+        raw = self.raw.new_zeros(pictures, *self.raw.shape[1:])
+        crops = self.crops.new_tensor(CLIP_MEAN).repeat(pictures, *self.crops.shape[1:3], 1)
+        raw[list(self.indices)], crops[list(self.indices)] = self.raw, self.crops
+        return replace(self, raw=raw, crops=crops)
+
+    def shows(self, pictures: int) -> tuple[bool, ...]:
+        """Per picture, whether it has a face; empty where all have one."""
+        found = tuple(index in self.indices for index in range(pictures))
+        return () if all(found) else found
 
     def embeds(self, raw: bool) -> Tensor:
         """The embeddings that an adapter takes: raw for the unnorm portrait, else of length 1."""
@@ -88,14 +103,34 @@ def load_faces(folder: Path, pack: str, provider: str = "CPU") -> Any:
     `folder` is the host's models/insightface. The result goes through the INSIGHTFACE socket, and
     one made by another pack's loader serves `find_faces` as well.
     """
-    face_analysis = _library().FaceAnalysis
-    location = check_pack(Path(folder), pack)
+    location, providers = check_pack(Path(folder), pack), _providers(provider)
+    cpu, started = [PROVIDERS["CPU"]], partial(_start, location, Path(folder))
+    if providers == cpu:
+        return started(cpu)
     try:
-        analysis = face_analysis(
+        analysis = started(providers)
+        reason = _why_not_on(analysis, providers[0])
+    except _ort_errors() as error:
+        analysis, reason = None, plain_text(error)
+    if not reason and analysis is not None:
+        return analysis
+    analysis = started(cpu)  # what fails here too is not the provider's fault
+    logger.warning(
+        "InsightFace runs on the CPU: onnxruntime lists %s and could not start it (%s).",
+        providers[0],
+        reason.strip().splitlines()[0][:200],
+    )
+    return analysis
+
+
+def _start(location: Path, folder: Path, providers: list[str]) -> Any:
+    """A FaceAnalysis of a checked pack; ValueError if it lacks a model."""
+    try:
+        analysis = _library().FaceAnalysis(
             name=str(location),
             root=str(folder),
             allowed_modules=["detection", "recognition"],
-            providers=_providers(provider),
+            providers=providers,
         )
     except AssertionError as error:
         raise Problem.FACE_MODELS(_pack_message(location, "holds no face detector")) from error
@@ -105,6 +140,28 @@ def load_faces(folder: Path, pack: str, provider: str = "CPU") -> Any:
     return analysis
 
 
+def _why_not_on(analysis: Any, provider: str) -> str:
+    """Why sessions do not run on a provider, found out by running them; empty if they do."""
+    import numpy as np
+
+    for model in analysis.models.values():
+        if provider not in model.session.get_providers():
+            return f"its session runs on {', '.join(model.session.get_providers())}"
+    size = DETECTION_SIZES[-1]
+    analysis.det_model.detect(np.zeros((size, size, 3), np.uint8), input_size=(size, size))
+    analysis.models["recognition"].get_feat(np.zeros((112, 112, 3), np.uint8))
+    return ""
+
+
+def _ort_errors() -> tuple[type[Exception], ...]:
+    """What a provider that does not work raises: onnxruntime's own classes share no base."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    kinds = [kind for kind in vars(state).values() if isinstance(kind, type)]
+    own = [kind for kind in kinds if issubclass(kind, Exception)]
+    return (RuntimeError, ValueError, OSError, *own)
+
+
 def find_faces(
     analysis: Any,
     images: Tensor,
@@ -112,16 +169,13 @@ def find_faces(
     missing: MissingFace | str = MissingFace.ERROR,
     name: str = "image",
 ) -> Faces:
-    """The largest face of each picture (images, height, width, channels), RGB 0 to 1.
+    """The largest face of each picture (images, height, width, channels).
 
     `name` is the node's input, for messages.
     """
     if analysis is None:
         raise Problem.WRONG_INPUT("InsightFace is not connected: add IPAdapter InsightFace Loader.")
-    if images is None or images.ndim != 4 or not len(images):
-        found = "nothing" if images is None else f"a tensor of shape {tuple(images.shape)}"
-        raise Problem.BAD_PICTURE(f"{name}: expected a batch of pictures, got {found}.")
-    found = [_largest_face(analysis, _to_bgr(image)) for image in images]
+    found = [_largest_face(analysis, _to_bgr(image)) for image in as_rgb(images, name)]
     chosen = _apply_policy(found, MissingFace(missing), name)
     return Faces(
         torch.stack([_embedding(analysis, face) for _, face in chosen]),
@@ -298,11 +352,9 @@ def _no_face(without: list[int], total: int, name: str) -> str:
 
 
 def _to_bgr(image: Tensor) -> np.ndarray:
-    """(height, width, channels) RGB 0 to 1 -> uint8 BGR, as InsightFace takes it."""
-    rgb = image[..., :3].detach().float().cpu().nan_to_num(0).clamp(0, 1)
-    if rgb.shape[-1] == 1:
-        rgb = rgb.expand(-1, -1, 3)
-    return (rgb * 255).round().to(torch.uint8).flip(-1).contiguous().numpy()
+    """(height, width, 3) RGB 0 to 1 -> uint8 BGR, as InsightFace takes it."""
+    levels = (image.detach().cpu() * 255).round().to(torch.uint8)
+    return levels.flip(-1).contiguous().numpy()
 
 
 def _embedding(analysis: Any, face: _Found) -> Tensor:

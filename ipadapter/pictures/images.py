@@ -27,6 +27,9 @@ logger = logging.getLogger("ipadapter")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 BLACK = (0.0, 0.0, 0.0)
 
+# Resampling and decoding go a little above 1; more than this is something else.
+OVERSHOOT = 2.0
+
 # Beyond this many target sizes, only the kept part of an elongated image is computed: at 224 px the
 # whole would take more than 200 MB. It may then differ by some levels where Pillow, which rounds
 # between its two passes, takes the other pass first.
@@ -79,27 +82,60 @@ class CropLoss:
 
 
 def as_rgb(image: Tensor, name: str = "image") -> Tensor:
-    """Check an image and make it (batch, height, width, 3) float32 in 0..1.
+    """Check an image and make it (images, height, width, 3) float32 in 0..1: the one door for
+    pictures. What is that already is returned as it is, not copied.
 
-    One image without a batch axis, 8-bit integers, and 1 (grey), 2 (grey, alpha), 3 or 4 (RGBA)
-    channels are accepted. Transparency is composited over white, the paper of cut-out pictures:
-    dropping alpha, as the host does, shows the encoder whatever colour the invisible pixels have.
+    One image without a batch axis, levels (0 to 255, of any dtype), and 1 (grey), 2 (grey, alpha),
+    3 or 4 (RGBA) channels are accepted. Transparency is composited over white, the paper of cut-out
+    pictures: dropping alpha, as the host does, shows the encoder whatever colour the invisible
+    pixels have.
     """
     if not isinstance(image, Tensor):
         raise Problem.BAD_PICTURE(f"{name}: expected an image tensor, got {type(image).__name__}.")
+    shape = tuple(image.shape)
     if image.ndim == 3:
         image = image.unsqueeze(0)
-    if image.ndim != 4 or not 1 <= image.shape[-1] <= 4:
+    if image.ndim != 4 or not 1 <= image.shape[-1] <= 4 or image.numel() == 0:
         raise Problem.BAD_PICTURE(
-            f"{name}: expected (batch, height, width, 1 to 4 channels), got {tuple(image.shape)}."
+            f"{name}: expected (images, height, width, 1 to 4 channels) with at least one image, "
+            f"got {shape}. Connect an IMAGE output that holds a picture."
         )
-    if image.numel() == 0:
-        raise Problem.BAD_PICTURE(f"{name}: expected at least one pixel, got {tuple(image.shape)}.")
-    image = image / 255.0 if image.dtype == torch.uint8 else image.to(torch.float32)
-    _check_finite(image, name)
-    color, alpha = _split_alpha(image.clamp(0.0, 1.0))
-    color = color.expand(-1, -1, -1, 3)
-    return color.contiguous() if alpha is None else color * alpha + (1.0 - alpha)
+    color, alpha = _split_alpha(image)
+    color = _unit(color, name).expand(-1, -1, -1, 3)
+    if alpha is None:
+        return color.contiguous()
+    alpha = _unit(alpha, name)
+    return color * alpha + (1.0 - alpha)
+
+
+def _unit(values: Tensor, name: str) -> Tensor:
+    """float32 in 0..1. Levels are divided by 255; whatever else lies outside is clamped."""
+    if values.dtype == torch.uint8:
+        return values / 255.0
+    values = values.to(torch.float32)
+    low, high = (float(end) for end in values.aminmax())
+    if low >= 0.0 and high <= 1.0:
+        return values
+    _check_finite(values, name)
+    if high > OVERSHOOT:
+        if _are_levels(values, high, name):
+            logger.warning("%s holds levels, 0 to 255: they are divided by 255.", name)
+            values = values / 255.0
+        else:
+            logger.warning("%s holds values up to %.3g: above 1 is as white as 1.", name, high)
+    return values.clamp(0.0, 1.0)
+
+
+def _are_levels(values: Tensor, high: float, name: str) -> bool:
+    """Whether values from 0 to `high` are levels, as of an 8-bit file, and not brightness with
+    highlights: all are whole numbers, or most are above 1. ValueError for more than 8 bits."""
+    found = bool((values == values.round()).all()) or float((values > 1.0).float().mean()) > 0.5
+    if found and high > 2 * 255:
+        raise Problem.BAD_PICTURE(
+            f"{name}: expected pixel values from 0 to 1, got up to {high:g}. Divide the picture by "
+            "its largest possible value."
+        )
+    return found
 
 
 def clip_image(image: Tensor, size: int = 224, fit: Fit = Fit.CROP, name: str = "image") -> Tensor:

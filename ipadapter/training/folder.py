@@ -21,6 +21,7 @@ from ..files.paths import write_numbered
 logger = logging.getLogger("ipadapter")
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_MOST = {"I": 65535.0, "F": 1.0}  # white, by the first letter of Pillow's mode
 STATE_SUFFIX = ".training"  # not a model suffix, so that no loader lists it
 
 
@@ -32,7 +33,7 @@ class PictureFolder:
     captions: tuple[str, ...]
 
     def image(self, number: int) -> Tensor:
-        """One picture, (1, height, width, 3 or 4), 0..1."""
+        """One picture, (1, height, width, 1, 3 or 4), 0..1."""
         return read_picture(self.paths[number])
 
 
@@ -64,9 +65,12 @@ def read_folder(folder: Path, skip_unreadable: bool = False) -> PictureFolder:
 
 
 def read_picture(path: Path) -> Tensor:
-    """(1, height, width, 3 or 4), 0..1, turned as its EXIF data says."""
+    """(1, height, width, 1, 3 or 4), 0..1, turned as its EXIF data says."""
     with Image.open(path) as opened:
         picture = ImageOps.exif_transpose(opened)
+        if picture.mode[0] in _MOST:  # grey of 16 bits or of floats, which Pillow's RGB cuts to 8
+            values = np.asarray(picture, dtype=np.float32) / _MOST[picture.mode[0]]
+            return torch.from_numpy(values)[None, :, :, None]
         has_alpha = "A" in picture.getbands() or "transparency" in picture.info
         levels = np.asarray(picture.convert("RGBA" if has_alpha else "RGB"))
     return torch.from_numpy(levels.copy()).float().div(255).unsqueeze(0)

@@ -349,11 +349,11 @@ HOLE[0, 0, 0] = NAN
 INPUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "empty batch": (
         {"image": torch.zeros(0, 32, 32, 3)},
-        ("(0, 32, 32, 3)", "at least one image"),
+        ("at least one image", "(0, 32, 32, 3)", "Connect"),
     ),
     "empty negative": (
         {"image_negative": torch.zeros(0, 32, 32, 3)},
-        ("(0, 32, 32, 3)", "at least one image"),
+        ("at least one image", "(0, 32, 32, 3)", "Connect"),
     ),
     "picture of no size": ({"image": torch.zeros(1, 0, 32, 3)}, ("expected (images, height",)),
     "latents as picture": ({"image": torch.zeros(1, 4, 16, 16)}, ("1 to 4 channels",)),

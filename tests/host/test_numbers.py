@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.hosts.results import results
 from support.hosts.wires import tiny_wires
-from torch import Tensor
 
 FORMS = {
     "np.float32": np.float32,
@@ -66,40 +66,6 @@ def wires(host: Any) -> dict[str, Any]:
     return {**given, **more, **texts, **dict.fromkeys(pictures, given["image"])}
 
 
-def call(host: Any, node_id: str, wires: dict[str, Any], values: dict[str, Any]) -> Any:
-    """A node's results, as far as they can be compared."""
-    inputs = host.node(node_id).GET_SCHEMA().inputs
-    given = {one.id: wires[one.id] for one in inputs if one.id in wires}
-    given |= {
-        one.id: one.options[0]
-        for one in inputs
-        if getattr(one, "options", None) and one.id not in given
-    }
-    return [plain(result) for result in host.call(node_id, **{**given, **values})]
-
-
-def plain(result: Any) -> Any:
-    if hasattr(result, "model_options"):
-        slots = result.model_options["transformer_options"]["patches_replace"]["attn2"]
-        injections = [one for slot in slots.values() for one in slot.injections]
-        return [(plain(one.layer.cond.value), one.span, one.sigmas) for one in injections]
-    if hasattr(result, "hooks"):
-        return [
-            (plain(one.layer.cond.value), one.span)
-            for hook in result.hooks
-            for one in hook.injections.values()
-        ]
-    if hasattr(result, "tensors"):
-        return {name: plain(tensor) for name, tensor in result.tensors().items()}, result.weight
-    if isinstance(result, Tensor):
-        return result.tolist()
-    if isinstance(result, (list, tuple)):
-        return [plain(one) for one in result]
-    if isinstance(result, dict):
-        return {name: plain(one) for name, one in result.items()}
-    return result
-
-
 def node_ids() -> list[str]:
     """Nodes with numeric widgets; the test below holds this list against the schemas."""
     return [
@@ -124,10 +90,10 @@ def test_every_form_of_a_number_does_what_the_number_does(
     host: Any, wires: dict[str, Any], node_id: str
 ) -> None:
     values = numeric(host)[node_id]
-    expected = call(host, node_id, wires, values)
+    expected = results(host, node_id, wires, values)
     for form, make in FORMS.items():
         given = {name: make(value) for name, value in values.items()}
-        assert call(host, node_id, wires, given) == expected, form
+        assert results(host, node_id, wires, given) == expected, form
 
 
 @pytest.mark.parametrize("node_id", node_ids())
@@ -141,7 +107,7 @@ def test_what_is_no_number_is_refused_by_name(
             if name in ("image_weight", "weights_1", "weights_2") and bad != bad:
                 continue  # one or many: what they may be is checked where they are used, at Apply
             with pytest.raises(ValueError, match=name if bad == bad else f"{name}|Weight 0"):
-                call(host, node_id, wires, {**values, name: bad})
+                results(host, node_id, wires, {**values, name: bad})
 
 
 def test_settings_of_a_training_are_plain_numbers(host: Any) -> None:

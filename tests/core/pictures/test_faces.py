@@ -18,6 +18,7 @@ from torch import Tensor
 from ipadapter.errors import plain_text
 from ipadapter.pictures import faces
 from ipadapter.pictures.faces import CROP_SIZES, DETECTION_SIZES, PACKS, find_faces, load_faces
+from ipadapter.pictures.images import as_rgb
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +109,42 @@ def test_large_faces_are_found_at_smaller_sizes_or_with_a_border(
     assert abs(found.keypoints + offset - KEYPOINTS).max() < 16
 
 
-def test_alpha_is_ignored(analysis: Any, photograph: Tensor) -> None:
-    rgba = torch.cat([photograph, torch.zeros(1, 512, 512, 1)], dim=-1)
-    plain, with_alpha = (find_faces(analysis, image, 224).raw for image in (photograph, rgba))
-    assert torch.equal(plain, with_alpha)
+def test_pictures_come_through_the_same_door_as_everywhere(
+    analysis: Any, photograph: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever an IMAGE holds, the detector is given what the image encoder would see."""
+    plain = find_faces(analysis, photograph, 224).raw
+    levels = (photograph * 255).round()
+    alpha = torch.ones(1, 512, 512, 1)
+    same = {
+        "opaque": torch.cat([photograph, alpha], dim=-1),
+        "no batch axis": photograph[0],
+        "uint8": levels.to(torch.uint8),
+        "int64 levels": levels.long(),
+        "float levels": levels,
+        "uint8 with alpha": torch.cat([levels, 255 * alpha], dim=-1).to(torch.uint8),
+        "double": photograph.double(),
+    }
+    for name, image in same.items():
+        assert torch.allclose(find_faces(analysis, image, 224).raw, plain, atol=1e-4), name
+    assert caplog.text.count("divided by 255") == 2
+
+
+def test_hidden_colours_are_not_seen(analysis: Any, photograph: Tensor) -> None:
+    transparent = torch.cat([photograph, torch.zeros(1, 512, 512, 1)], dim=-1)
+    with pytest.raises(ValueError, match="no face found"):
+        find_faces(analysis, transparent, 224)
+    grey = photograph.mean(-1, keepdim=True)
+    both = torch.cat([grey, torch.ones_like(grey)], dim=-1)  # grey and alpha, not red and green
+    shown, expected = (faces._to_bgr(as_rgb(image)[0]) for image in (both, grey))
+    assert (shown == expected).all() and (shown[..., 0] == shown[..., 2]).all()
+
+
+def test_broken_pixels_are_refused(analysis: Any, photograph: Tensor) -> None:
+    broken = photograph.clone()
+    broken[0, 5, 5, 0] = float("nan")
+    with pytest.raises(ValueError, match="image_negative: .*image 0 of 1 has NaN"):
+        find_faces(analysis, broken, 224, name="image_negative")
 
 
 class FixedDetector:
@@ -179,9 +212,9 @@ def test_no_face_at_all(analysis: Any, policy: str) -> None:
 def test_wrong_inputs(analysis: Any) -> None:
     with pytest.raises(ValueError, match="InsightFace is not connected"):
         find_faces(None, nobody(), 224)
-    with pytest.raises(ValueError, match=r"expected a batch of pictures, got a tensor of shape"):
+    with pytest.raises(ValueError, match=r"at least one image, got \(0, 8, 8, 3\)"):
         find_faces(analysis, torch.zeros(0, 8, 8, 3), 224)
-    with pytest.raises(ValueError, match="got nothing"):
+    with pytest.raises(ValueError, match="got NoneType"):
         find_faces(analysis, None, 224)
 
 
@@ -338,6 +371,109 @@ def test_providers(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFix
     assert "no CUDAExecutionProvider" in caplog.text
     with pytest.raises(ValueError, match=r"expected one of CPU, CUDA, .* got 'TPU'"):
         faces._providers("TPU")
+
+
+# --- a graphics card that is listed and does not work
+
+
+def listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime says that it has CUDA."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+
+
+def sessions(
+    monkeypatch: pytest.MonkeyPatch, start: Exception | None = None, run: Exception | None = None
+) -> list[list[str]]:
+    """Sessions that stand for a card of which this machine has none: they claim to run on CUDA, and
+    fail when they start or when they run. Returns the providers that sessions were asked for."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    kind, asked = onnxruntime.InferenceSession, []
+    real_init, real_run = kind.__init__, kind.run
+
+    def init(self: Any, path: Any, *given: Any, providers: list[str], **more: Any) -> None:
+        asked.append(list(providers))
+        self.on_card = providers[0] != "CPUExecutionProvider"
+        if start and self.on_card:
+            raise start
+        real_init(self, path, *given, providers=["CPUExecutionProvider"], **more)
+
+    def get_providers(self: Any) -> list[str]:
+        return ["CUDAExecutionProvider"] * self.on_card + ["CPUExecutionProvider"]
+
+    def run_on(self: Any, *given: Any, **more: Any) -> Any:
+        if run and self.on_card:
+            raise run
+        return real_run(self, *given, **more)
+
+    listed(monkeypatch)
+    for name, method in (("__init__", init), ("get_providers", get_providers), ("run", run_on)):
+        monkeypatch.setattr(kind, name, method)
+    return asked
+
+
+def one_warning(caplog: pytest.LogCaptureFixture) -> str:
+    (record,) = [record for record in caplog.records if record.name == "ipadapter"]
+    message = record.getMessage()
+    assert message.startswith("InsightFace runs on the CPU: onnxruntime lists CUDAExecution")
+    return message
+
+
+def provider_errors() -> list[Exception]:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    text = "[ONNXRuntimeError] : 1 : FAIL : libcublasLt.so.12: cannot open shared object file\nat x"
+    kinds = [RuntimeError, OSError, ValueError, state.Fail, state.EPFail, state.RuntimeException]
+    return [kind(text) for kind in kinds]
+
+
+@pytest.mark.parametrize("when", ["start", "run"])
+@pytest.mark.parametrize("kind", range(6))
+def test_a_card_that_does_not_work_gives_way_to_the_cpu(
+    models: Path,
+    photograph: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: int,
+    when: str,
+) -> None:
+    asked = sessions(monkeypatch, **{when: provider_errors()[kind]})
+    found = find_faces(load_faces(models, "buffalo_l", "CUDA"), photograph, 224)
+    assert len(found.raw) == 1 and asked[-1] == ["CPUExecutionProvider"]
+    assert "libcublasLt.so.12" in one_warning(caplog) and "at x" not in caplog.text
+
+
+def test_a_session_that_moved_to_the_cpu_by_itself_is_said(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """onnxruntime's own fallback: this machine's real sessions, which know no CUDA."""
+    pytest.importorskip("insightface")
+    listed(monkeypatch)
+    with pytest.warns(UserWarning, match="not in available provider names"):
+        load_faces(models, "buffalo_l", "CUDA")
+    assert "its session runs on CPUExecutionProvider" in one_warning(caplog)
+
+
+def test_a_card_that_works_is_used_in_silence(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = sessions(monkeypatch)
+    analysis = load_faces(models, "buffalo_l", "CUDA")
+    assert {model.session.on_card for model in analysis.models.values()} == {True}
+    assert asked and all(one == ["CUDAExecutionProvider", "CPUExecutionProvider"] for one in asked)
+    assert not caplog.records
+
+
+def test_a_pack_that_lacks_a_model_is_not_blamed_on_the_card(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(models / "models" / "buffalo_l", tmp_path / "models" / "buffalo_l")
+    (tmp_path / "models" / "buffalo_l" / "w600k_r50.onnx").unlink()
+    sessions(monkeypatch)
+    with pytest.raises(ValueError, match="no face recogniser"):
+        load_faces(tmp_path, "buffalo_l", "CUDA")
+    assert not caplog.records
 
 
 def test_environment_line(analysis: Any) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from ipadapter.pictures.images import (
     BLACK,
@@ -158,6 +159,66 @@ def test_transparency_is_composited_over_white() -> None:
 def test_values_outside_the_range_are_clipped() -> None:
     image = torch.tensor([-1.0, 0.5, 7.0]).view(1, 1, 1, 3)
     assert as_rgb(image).flatten().tolist() == [0.0, 0.5, 1.0]
+
+
+LEVELS = torch.tensor([0.0, 1.0, 30.0, 128.0, 255.0, 254.0]).view(1, 1, 2, 3)
+OTHERS = [torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32]
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, *OTHERS, torch.float16, torch.float32, torch.float64]
+)
+@pytest.mark.parametrize("alpha", [None, 0, 51, 255])
+def test_levels_of_any_dtype_are_scaled(
+    dtype: torch.dtype, alpha: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    image, expected = LEVELS, LEVELS / 255
+    if alpha is not None:
+        image = torch.cat([LEVELS, torch.full((1, 1, 2, 1), float(alpha))], dim=-1)
+        expected = (LEVELS * alpha / 255 + 255 - alpha) / 255
+    with caplog.at_level(logging.WARNING, "ipadapter"):
+        assert torch.allclose(as_rgb(image.to(dtype)), expected, atol=1e-6)
+    assert ("divided by 255" in caplog.text) == (dtype != torch.uint8)
+
+
+def test_float_levels_that_were_resized_are_levels_too() -> None:
+    """A photograph times 255 is no longer whole after resampling, and may overshoot."""
+    levels = 255 * photograph()
+    soft = F.interpolate(levels.movedim(-1, 1), scale_factor=0.3, mode="bicubic").movedim(1, -1)
+    assert soft.max() > 255 or soft.min() < 0
+    assert torch.equal(as_rgb(soft), (soft / 255).clamp(0, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
+def test_whole_pictures_of_0_and_1_stay(dtype: torch.dtype) -> None:
+    image = (random_image(6, 6) > 0.5).to(dtype)
+    assert torch.equal(as_rgb(image), image.float())
+
+
+def test_highlights_are_white_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Rendered light goes far above 1 in a few places; the rest keeps its brightness."""
+    image = random_image(20, 20)
+    image[0, :2, :2] = 40.0
+    with caplog.at_level(logging.WARNING, "ipadapter"):
+        assert torch.equal(as_rgb(image), image.clamp(0, 1))
+    assert "image holds values up to 40: above 1 is as white as 1." in caplog.text
+
+
+def test_a_little_too_much_is_clipped_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    image = random_image(20, 20) * 1.2 - 0.1
+    assert torch.equal(as_rgb(image), image.clamp(0, 1))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float32])
+def test_more_than_8_bits_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match="expected pixel values from 0 to 1, got up to 65535"):
+        as_rgb((LEVELS * 257).to(dtype))
+
+
+def test_a_good_picture_is_not_copied() -> None:
+    image = random_image(8, 8, batch=2)
+    assert as_rgb(image).data_ptr() == image.data_ptr()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

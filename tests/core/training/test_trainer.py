@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from ipadapter.adapters.checkpoint import checkpoint_from_dict, read_checkpoint
 from ipadapter.adapters.families import Family
 from ipadapter.attention.folding import KeyValue
 from ipadapter.bases.unet import BASES
+from ipadapter.pictures.images import as_rgb
 from ipadapter.training.curve import loss_curve, running_mean
 from ipadapter.training.data import Batch, Prompts, TrainingSet, same_length
 from ipadapter.training.folder import read_folder, write_adapter, write_state
@@ -335,6 +337,19 @@ def picture(path: Path, size: tuple[int, int] = (9, 6), caption: str | None = No
     Image.new("RGB", size, (255, 0, 0)).save(path)
     if caption is not None:
         path.with_suffix(".txt").write_text(caption, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "white", "dtype"), [("a.png", 65535, np.uint16), ("a.tif", 1.0, np.float32)]
+)
+def test_pictures_of_more_than_8_bits_keep_their_brightness(
+    tmp_path: Path, name: str, white: float, dtype: Any
+) -> None:
+    levels = np.linspace(0, white, 12).reshape(3, 4).astype(dtype)
+    Image.fromarray(levels).save(tmp_path / name)
+    (picture,) = as_rgb(read_folder(tmp_path).image(0))
+    expected = torch.from_numpy(levels.astype(np.float32) / white)
+    assert torch.allclose(picture, expected[..., None].expand(-1, -1, 3), atol=1e-6)
 
 
 def test_folder_of_pictures_and_captions(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.adapters import synthetic_adapter
-from support.compose import Scene, difference, sample, seeded
-from support.unets import TINY_SD15, random_adapter
-from support.vision import tiny_clip_vision
+from support.models.adapters import synthetic_adapter
+from support.hosts.compose import Scene, difference, sample, seeded
+from support.models.unets import TINY_SD15, random_adapter
+from support.models.vision import tiny_clip_vision
 from torch import Tensor
 
 TOLERANCE = 1e-5
@@ -25,7 +25,7 @@ FACE_BATCH = "IPAAdapterFaceIDBatch"
 @pytest.fixture(scope="module")
 def analysis(host: Any) -> Any:
     pytest.importorskip("insightface")
-    from support.face_models import ensure_pack
+    from tools.face_models import ensure_pack
 
     ensure_pack(host.base / "models" / "insightface", "buffalo_l")
     (loaded,) = host.call("IPAdapterInsightFaceLoader", provider="CPU", model_name="buffalo_l")
@@ -34,7 +34,7 @@ def analysis(host: Any) -> Any:
 
 def people() -> dict[str, Tensor]:
     """Three pictures with a face, (1, 512, 512, 3) each, and one with nobody."""
-    from support.face_models import astronaut
+    from tools.face_models import astronaut
 
     someone = torch.from_numpy(astronaut().copy())[None].float() / 255
     light = {"A": 1.0, "B": 0.96, "C": 1.04}
