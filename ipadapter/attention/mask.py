@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..errors import Problem
 from .rows import Crop, Extra
@@ -31,15 +30,16 @@ class Factor(NamedTuple):
 
 
 WHOLE = Factor()  # all of it, everywhere
+_ALL = Crop(0.0, 0.0, 1.0, 1.0)
 
 _log = logging.getLogger("ipadapter")
 _WARNED = "warned that a mask cannot be placed"
 
 
-def check_mask(mask: Tensor) -> Tensor:
+def check_mask(mask: Tensor, name: str = "attn_mask") -> Tensor:
     """Return a mask as (masks, height, width), float, finite, clamped to 0..1.
 
-    ValueError for anything else.
+    ValueError for anything else. `name` is the node's input, for messages.
     """
     if mask.ndim == 2:
         mask = mask.unsqueeze(0)
@@ -47,16 +47,27 @@ def check_mask(mask: Tensor) -> Tensor:
         mask = mask.squeeze(1) if mask.shape[1] == 1 else mask.squeeze(-1)
     if mask.ndim != 3 or 0 in mask.shape:
         raise Problem.BAD_MASK(
-            f"attn_mask has shape {tuple(mask.shape)}: expected (masks, height, width) with at "
+            f"{name} has shape {tuple(mask.shape)}: expected (masks, height, width) with at "
             "least one pixel. Connect a MASK output (for an IMAGE use Convert Image to Mask first)."
         )
     mask = mask.float()
     if not bool(torch.isfinite(mask).all()):
         raise Problem.BAD_MASK(
-            "attn_mask holds NaN or infinite values: expected 0 (off) to 1 (on). Check the node "
+            f"{name} holds NaN or infinite values: expected 0 (off) to 1 (on). Check the node "
             "that makes it."
         )
     return mask.clamp(0.0, 1.0)
+
+
+def acting_mask(mask: Tensor) -> Tensor:
+    """An attn_mask, checked; one line in the log if it is black everywhere."""
+    checked = check_mask(mask)
+    if not bool(checked.any()):
+        _log.warning(
+            "attn_mask is all black, so this image prompt does nothing. Load Image gives such a "
+            "mask for a picture without transparency: leave attn_mask open to act everywhere."
+        )
+    return checked
 
 
 def mask_rows(
@@ -69,39 +80,45 @@ def mask_rows(
     """Masks of a batch's rows on a block's grid, flattened: (crops * items, height * width, 1).
 
     mask: (masks, H, W); item i has mask i, or the last one; without items, each mask. crops: for
-    each chunk of rows, the part of the picture that its latents show. Bilinear without antialias,
-    as the reference's masks behave on straight edges; soft edges stay soft.
+    each chunk of rows, the part of the picture that its latents show. A cell has the mean of the
+    mask over its area, so that thin shapes stay and straight edges on the grid stay hard; where the
+    grid is finer than the mask, the mask is interpolated.
     """
     wanted = mask if items is None else mask[[min(item, len(mask) - 1) for item in items]]
     made: dict[Crop | None, Tensor] = {
-        crop: _resized(wanted, height, width, crop).reshape(len(wanted), height * width, 1)
+        crop: _resized(wanted, height, width, crop or _ALL).reshape(len(wanted), height * width, 1)
         for crop in set(crops)
     }
     return torch.cat([made[crop] for crop in crops])
 
 
-def _resized(mask: Tensor, height: int, width: int, crop: Crop | None) -> Tensor:
+def _resized(mask: Tensor, height: int, width: int, crop: Crop) -> Tensor:
     """(masks, H, W) -> (masks, height, width)"""
-    planes = mask.unsqueeze(1)
-    if crop is not None:
-        grid = _sample_grid(crop, height, width).to(mask.device).expand(mask.shape[0], -1, -1, -1)
-        made = functional.grid_sample(planes, grid, padding_mode="border", align_corners=False)
-    elif mask.shape[-2:] == (height, width):
+    if crop == _ALL and mask.shape[-2:] == (height, width):
         return mask
-    else:
-        made = functional.interpolate(planes, size=(height, width), mode="bilinear")
-    # The weights of a mean may add up to a little more or less than 1: a mask of ones stays one.
+    down = _shares(mask.shape[1], height, crop.top, crop.bottom)
+    across = _shares(mask.shape[2], width, crop.left, crop.right)
+    sums = down.to(mask) @ (mask @ across.T.to(mask) / across.sum(1).to(mask))
+    made = sums / down.sum(1, keepdim=True).to(mask)
+    # The shares of a mean may add up to a little more or less than 1: a mask of ones stays one.
     low, high = mask.amin((1, 2), keepdim=True), mask.amax((1, 2), keepdim=True)
-    return made.squeeze(1).clamp(low, high)
+    return made.clamp(low, high)
 
 
-def _sample_grid(crop: Crop, height: int, width: int) -> Tensor:
-    """Centres of a crop's cells in grid_sample's coordinates (-1..1 over the whole picture):
-    (1, height, width, 2) of x, y."""
-    ys = crop.top + (torch.arange(height) + 0.5) / height * (crop.bottom - crop.top)
-    xs = crop.left + (torch.arange(width) + 0.5) / width * (crop.right - crop.left)
-    y, x = torch.meshgrid(ys * 2 - 1, xs * 2 - 1, indexing="ij")
-    return torch.stack((x, y), dim=-1).unsqueeze(0)
+def _shares(pixels: int, cells: int, start: float, end: float) -> Tensor:
+    """How much each cell takes of each pixel along one side, (cells, pixels), float64: cells of the
+    part from `start` to `end`, fractions of the whole side.
+
+    A cell larger than a pixel takes what it covers; a smaller one lies between two pixels' middles.
+    """
+    length, pixel = (end - start) * pixels, torch.arange(pixels, dtype=torch.float64)
+    edges = start * pixels + torch.arange(cells + 1, dtype=torch.float64) * length / cells
+    edges = edges.round(decimals=9)  # fractions of a crop that means whole pixels
+    first, last = edges[:-1, None], edges[1:, None]
+    if length > cells:
+        return (torch.minimum(last, pixel + 1) - torch.maximum(first, pixel)).clamp(min=0.0)
+    middle = ((first + last) / 2 - 0.5).clamp(0, pixels - 1)
+    return (1.0 - (middle - pixel).abs()).clamp(min=0.0)
 
 
 def block_grid(length: int, extra: Extra) -> tuple[int, int]:

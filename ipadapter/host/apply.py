@@ -13,7 +13,7 @@ from ..adapters.prompt import ImagePrompt
 from ..apply.prompt import TextProjection, image_prompt
 from ..apply.request import Request
 from ..attention.injection import Injection
-from ..attention.mask import check_mask
+from ..attention.mask import acting_mask
 from ..attention.sigmas import PercentRange
 from ..attention.weight_types import Weighting
 from ..bases.layout import Layer, Layout
@@ -63,7 +63,7 @@ def fold_into(
     """What a prompt adds to each layer of a MODEL that it acts on."""
     span = PercentRange(when.start_at, when.end_at)
     sigmas = span.resolved(model.get_model_object("model_sampling").percent_to_sigma)
-    mask = None if when.mask is None else check_mask(when.mask)
+    mask = None if when.mask is None else acting_mask(when.mask)
     with torch.no_grad():
         folded = adapter.fold(layout, prompt, weighting, compute_device(), kept_dtype(model))
         return {layer: Injection(kv.to(kept_device()), span, sigmas, mask) for layer, kv in folded}

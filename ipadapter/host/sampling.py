@@ -99,8 +99,8 @@ class RunState:
     def crop(self, label: Label, height: int, width: int) -> tuple[Crop | None, bool]:
         """The part of the picture that latents of this size show, and whether it is known."""
         full_height, full_width = self.size
-        if label.area is None:
-            return None, (height, width) == self.size
+        if label.area is None:  # a sampler may enlarge the whole picture on its way
+            return None, height >= full_height and width >= full_width
         y, x = label.area[2:]
         tall, wide = min(label.area[0], full_height - y), min(label.area[1], full_width - x)
         if (height, width) != (tall, wide):

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..attention.mask import check_mask, mask_rows
+from ..attention.mask import check_mask
 from ..errors import Problem
 
 logger = logging.getLogger("ipadapter")
@@ -250,9 +250,11 @@ def blank_outside(image: Tensor, mask: Tensor | None) -> Tensor:
         return image
     image = as_rgb(image)
     height, width = image.shape[1:3]
-    rows = mask_rows(check_mask(mask), height, width).unflatten(1, (height, width)).to(image)
-    index = torch.arange(len(image)).clamp(max=len(rows) - 1)
-    return torch.lerp(image.new_tensor(CLIP_MEAN), image, rows[index])
+    planes = check_mask(mask).unsqueeze(1)
+    mode = "area" if planes[0, 0].numel() > height * width else "bilinear"  # thin shapes stay
+    parts = F.interpolate(planes, size=(height, width), mode=mode).movedim(1, -1).to(image)
+    index = torch.arange(len(image)).clamp(max=len(parts) - 1)
+    return torch.lerp(image.new_tensor(CLIP_MEAN), image, parts[index])
 
 
 def sharpen(image: Tensor, amount: float) -> Tensor:

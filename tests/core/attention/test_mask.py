@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.reference import on_grid
 from torch import Tensor
 
-from ipadapter.attention.mask import block_grid, check_mask, mask_rows
+from ipadapter.attention.mask import acting_mask, block_grid, check_mask, mask_rows
+from ipadapter.attention.rows import Crop
 
 
 @pytest.mark.parametrize(
@@ -85,6 +87,76 @@ def test_a_soft_edge_stays_soft() -> None:
     steps = rows[0].diff()
     assert (steps > 0).all() and torch.allclose(steps, steps[0].expand(7), atol=1e-5)
     assert abs(float(rows[0].mean()) - 0.5) < 1e-5
+
+
+@pytest.mark.parametrize("grid", [16, 32, 64, 128])
+@pytest.mark.parametrize("width", [1, 2, 8, 16, 40])
+def test_a_thin_line_counts_for_its_area(grid: int, width: int) -> None:
+    """Wherever it lies: a line of 8 of 1024 pixels is a quarter of one of 32 columns."""
+    for left in range(0, 1024 - width, 37):
+        mask = torch.zeros(1, 4, 1024)
+        mask[..., left : left + width] = 1.0
+        (row,) = _grid(mask_rows(mask, 1, grid), 1, grid)
+        assert float(row.sum()) == pytest.approx(width * grid / 1024, abs=1e-5)
+        assert int(row.argmax()) in range(left * grid // 1024, (left + width) * grid // 1024 + 1)
+
+
+sides = st.integers(1, 60)
+
+
+@given(sides, sides, sides, sides, st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_a_cell_has_the_mean_over_its_area(h: int, w: int, rows: int, cols: int, seed: int) -> None:
+    mask = torch.rand(1, h, w, generator=torch.Generator().manual_seed(seed))
+    made = _grid(mask_rows(mask, rows, cols), rows, cols)
+    assert (made - on_grid(mask[0], (rows, cols))).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"), [((8, 8), (32, 32)), ((5, 9), (16, 16)), ((1, 1), (4, 4))]
+)
+def test_a_mask_smaller_than_the_grid_is_interpolated(
+    size: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    mask = torch.rand(2, *size, generator=torch.Generator().manual_seed(2))
+    expected = torch.nn.functional.interpolate(mask[:, None], size=grid, mode="bilinear")
+    made = mask_rows(mask, *grid).reshape(2, 1, *grid)
+    assert torch.allclose(made, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", [(0, 24, 8, 40), (8, 16, 0, 48), (40, 48, 16, 24)])
+@pytest.mark.parametrize("grid", [(2, 2), (4, 8), (5, 3)])
+def test_a_part_of_the_picture_is_the_mask_cut_to_it(
+    part: tuple[int, int, int, int], grid: tuple[int, int]
+) -> None:
+    mask = torch.rand(1, 48, 48, generator=torch.Generator().manual_seed(2))
+    top, bottom, left, right = part
+    crop = Crop(top / 48, left / 48, bottom / 48, right / 48)
+    made = mask_rows(mask, *grid, (0,), (crop,))
+    assert torch.allclose(made, mask_rows(mask[:, top:bottom, left:right], *grid), atol=1e-6)
+
+
+@given(sides, sides, st.integers(1, 20), st.integers(1, 20))
+@settings(max_examples=40, deadline=None)
+def test_a_mask_and_its_complement_make_one_whole(h: int, w: int, rows: int, cols: int) -> None:
+    mask = (torch.rand(1, h, w, generator=torch.Generator().manual_seed(h)) > 0.5).float()
+    whole = mask_rows(mask, rows, cols) + mask_rows(1 - mask, rows, cols)
+    assert torch.allclose(whole, torch.ones_like(whole), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.zeros(1, 64, 64), torch.zeros(64, 64), torch.zeros(3, 4, 4)]
+)
+def test_a_black_mask_is_said_once(mask: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    """Load Image gives one for every picture without transparency."""
+    assert not acting_mask(mask).any()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("attn_mask is all black, so this image prompt does noth")
+
+
+def test_masks_of_some_frames_may_be_black(caplog: pytest.LogCaptureFixture) -> None:
+    acting_mask(torch.cat([torch.zeros(2, 4, 4), torch.ones(1, 4, 4)]))
+    assert not caplog.records
 
 
 def test_height_and_width_are_not_swapped() -> None:

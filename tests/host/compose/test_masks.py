@@ -167,6 +167,46 @@ def test_tiles_that_name_no_place_are_reported_once(
     assert "does not say where" in record.getMessage()
 
 
+def test_a_sampler_that_enlarges_the_picture_is_no_tiling(
+    host: Any, scene: Scene, pack: Pack, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SamplerLCMUpscale: the whole picture, larger from step to step."""
+    import comfy.samplers
+
+    (sampler,) = host.call(
+        "SamplerLCMUpscale", scale_ratio=2.0, scale_steps=-1, upscale_method="nearest-exact"
+    )
+    model = pack.apply(scene.model, Prompt(mask=soft()))
+    sizes: list[tuple[int, int]] = []
+
+    def seen(apply_model: Any, arguments: dict[str, Any]) -> Tensor:
+        sizes.append(tuple(arguments["input"].shape[-2:]))
+        return apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
+
+    model.set_model_unet_function_wrapper(seen)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(scene.positive, scene.negative)
+    guider.set_cfg(4.0)
+    sampling = model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", 3)
+    noise = torch.zeros(1, 4, 16, 16)
+    with caplog.at_level(logging.WARNING, "ipadapter"), torch.inference_mode():
+        guider.sample(noise, noise, sampler, sigmas, seed=1)
+    assert sizes[0] == (16, 16) and sizes[-1] == (32, 32)
+    assert not caplog.records
+
+
+def test_an_empty_mask_is_said_in_one_line(
+    host: Any, scene: Scene, pack: Pack, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty = torch.zeros(1, 64, 64)  # what Load Image gives for a picture without transparency
+    with caplog.at_level(logging.WARNING, "ipadapter"):
+        model = pack.apply(scene.model, Prompt(mask=empty))
+        assert torch.equal(sample(scene, model), sample(scene))
+    (record,) = caplog.records
+    assert "attn_mask is all black" in record.getMessage()
+
+
 def test_no_mask_no_warning(
     host: Any, scene: Scene, pack: Pack, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -53,9 +53,21 @@ class NaiveAdapter:
         if row.area is not None:  # in latent pixels; masks here have 8 pixels for each
             height, width, y, x = (8 * number for number in row.area)
             mask = mask[y : y + height, x : x + width]
-        return functional.interpolate(
-            mask[None, None].double(), size=row.grid, mode="bilinear"
-        ).reshape(-1, 1)
+        return on_grid(mask, row.grid).reshape(-1, 1)
+
+
+def on_grid(mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The mean of a mask (height, width) over each cell: every pixel is cut into as many parts as
+    there are cells, so that cells are whole parts. Between pixels where cells are smaller."""
+    mask = mask.double()
+    for axis, cells in enumerate(grid):
+        pixels, lines = mask.shape[axis], mask.transpose(axis, 1)
+        if cells < pixels:
+            lines = lines.repeat_interleave(cells, 1).unflatten(1, (cells, pixels)).mean(2)
+        else:
+            lines = functional.interpolate(lines[None], size=cells, mode="linear")[0]
+        mask = lines.transpose(axis, 1)
+    return mask
 
 
 @dataclass
