@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.models.adapters import synthetic_adapter
 from support.hosts.results import results
-from support.models.unets import TINY_SD15, build_model
 from support.hosts.wires import tiny_wires
+from support.models.adapters import synthetic_adapter
+from support.models.unets import TINY_SD15, build_model
 from torch import Tensor
 
 

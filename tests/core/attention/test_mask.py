@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.reference import on_grid
+from support.references.sampler import on_grid
 from torch import Tensor
 
 from ipadapter.attention.mask import acting_mask, block_grid, check_mask, mask_rows

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.models.adapters import synthetic_adapter
 from support.hosts.compose import Scene, difference, sample, seeded
+from support.models.adapters import synthetic_adapter
 from support.models.unets import TINY_SD15, random_adapter
 from support.models.vision import tiny_clip_vision
 from torch import Tensor
