@@ -7,10 +7,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TypeVar
 
 import torch
 
 from .errors import Problem
+
+_Value = TypeVar("_Value")
 
 
 class Timing(str, Enum):
@@ -138,7 +141,7 @@ class WeightsStrategy:
             return [0.0] * duration
         return [*(ease(index / (duration - 1)) for index in range(duration - 1)), 1.0]
 
-    def _extend(self, values: Sequence) -> tuple:
+    def _extend(self, values: Sequence[_Value]) -> tuple[_Value, ...]:
         """Hold the first and the last value for the added frames."""
         starting = [values[0]] * self.add_starting_frames
         return (*starting, *values, *[values[-1]] * self.add_ending_frames)

@@ -11,11 +11,16 @@ from pathlib import Path
 
 from tools.environment import ROOT, ready, say
 
-CHECKS: dict[str, tuple[str | Path, ...]] = {
-    "format": ("-m", "ruff", "format", "--check", ROOT),
-    "lint": ("-m", "ruff", "check", ROOT),
-    "types": ("-m", "pyright", "--project", ROOT / "pyproject.toml"),
-}
+
+def checks(python: Path) -> dict[str, tuple[str | Path, ...]]:
+    """What is run before the tests. python: the interpreter whose packages the core's types are."""
+    types = ("-m", "pyright", "--project")
+    return {
+        "format": ("-m", "ruff", "format", "--check", ROOT),
+        "lint": ("-m", "ruff", "check", ROOT),
+        "types": (*types, ROOT / "pyproject.toml"),
+        "types of the core": (*types, ROOT / "pyright-core.json", "--pythonpath", python),
+    }
 
 
 def main(arguments: list[str]) -> int:
@@ -24,7 +29,7 @@ def main(arguments: list[str]) -> int:
     environment = ready(tools=True)
     say(f"environment: ready after {time.monotonic() - started:.0f} s ({environment.python})")
     failed = []
-    for name, command in CHECKS.items():
+    for name, command in checks(environment.python).items():
         say(f"\n{name}:")
         started = time.monotonic()
         if environment.run(command, cwd=ROOT):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import compress, repeat
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +166,7 @@ class Adapter:
             if folded is not None:
                 yield layer, replace(folded, images=prompt.pictures(per_weight[0].cond))
 
-    def __deepcopy__(self, memo: dict) -> Adapter:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Adapter:
         """Immutable: hosts that deep-copy what a graph carries get the same object."""
         return self
 

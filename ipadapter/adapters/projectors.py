@@ -147,7 +147,8 @@ class Perceiver(nn.Module):
         if keep is not None:
             seen = keep.to(device=features.device, dtype=torch.bool)
             mask = F.pad(seen, (0, latents.shape[1]), value=True)[:, None, None]
-        for attention, feed_forward in self.layers.children():
+        for layer in self.layers:
+            attention, feed_forward = layer.children()
             latents = attention(features, latents, mask) + latents
             latents = feed_forward(latents) + latents
         return self.norm_out(self.proj_out(latents))
@@ -230,7 +231,7 @@ class FaceIDPlusProjModel(FaceIDProjModel):
             {key[len(prefix) :]: shape for key, shape in shapes.items() if key.startswith(prefix)}
         )
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         face_embeds: Tensor,
         hidden: Tensor,

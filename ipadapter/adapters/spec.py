@@ -92,10 +92,13 @@ def identify(image_proj: Shapes, ip_adapter: Shapes, name: str) -> AdapterSpec:
             f"{name} is an adapter of an unknown family: its projector has {seen}. Expected one of "
             f"{', '.join(TELLING_KEYS)}."
         )
-    for family in (family for family in Family if family.row.telling_key == key):
-        dims = _dims(family, image_proj, name)
-        if family.row.fits(Evidence(image_proj, dims, token_dim, has_lora, name)):
-            break
+    related = [family for family in Family if family.row.telling_key == key]
+    judged = [(family, _dims(family, image_proj, name)) for family in related]
+    family, dims = next(
+        (one, dims)
+        for one, dims in judged
+        if one.row.fits(Evidence(image_proj, dims, token_dim, has_lora, name))
+    )
     if not family.row.through_text and dims.projected_dim != token_dim:
         raise Problem.FILE_BROKEN(
             f"{name}: the projector gives tokens of width {dims.projected_dim}, the layers take "

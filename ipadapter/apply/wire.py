@@ -39,7 +39,7 @@ class LoadedAdapter(Mapping[str, Mapping[str, Any]]):
             "insightface": {"provider": None, "model": self.insightface},
         }
 
-    def __deepcopy__(self, memo: dict) -> LoadedAdapter:
+    def __deepcopy__(self, memo: dict[int, Any]) -> LoadedAdapter:
         """Immutable."""
         return self
 

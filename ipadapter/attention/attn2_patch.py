@@ -103,7 +103,7 @@ class AttentionPatch:
         return self._copy()
 
     def _copy(self, **changes: Any) -> AttentionPatch:
-        fields = {
+        fields: dict[str, Any] = {
             "injections": self.injections,
             "previous": self.previous,
             "stacked": self.stacked,
@@ -158,7 +158,7 @@ class AttentionPatch:
         """Bytes of keys and values held."""
         return sum(injection.layer.nbytes() for injection in self.injections)
 
-    def __deepcopy__(self, memo: dict) -> AttentionPatch:
+    def __deepcopy__(self, memo: dict[int, Any]) -> AttentionPatch:
         """Older hosts deep-copy model options on every clone; immutable content needs no copy."""
         return self
 

@@ -121,7 +121,7 @@ class AttentionRecord:
         maps = torch.cat([self._sums[key].float().cpu() for key in order])
         return maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)
 
-    def __deepcopy__(self, memo: dict) -> AttentionRecord:
+    def __deepcopy__(self, memo: dict[int, Any]) -> AttentionRecord:
         """One record, however often the host copies its options."""
         return self
 

@@ -136,7 +136,7 @@ class CallState:
         chunk = max(count // len(flags), 1)
         return cls(flags, items_of(extra, chunk), count, extra.get("sigmas"))
 
-    def __deepcopy__(self, memo: dict) -> CallState:
+    def __deepcopy__(self, memo: dict[int, Any]) -> CallState:
         """Shared by everything that runs in this call."""
         return self
 

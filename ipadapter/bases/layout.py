@@ -14,7 +14,7 @@ class BlockId(NamedTuple):
 
     name: str
     number: int
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] - not tuple.index
 
 
 @dataclass(frozen=True)

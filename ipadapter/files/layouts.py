@@ -24,8 +24,10 @@ _HIDDEN_PROJECTOR = re.compile(
     r"(?:.*\.)?encoder_hid_proj\.(?:image_projection_layers\.(\d+)\.)?(.+)"
 )
 _NUMBERED = re.compile(r"(?:.*\.)?(?:ip_adapter|adapter_modules)\.(\d+\..+)")
-_BLOCK = r"(?:.*\.)?((?:down_blocks|up_blocks|mid_block)(?:\.\d+)?\.attentions\.\d+\.transformer_"
-_BLOCK += r"blocks\.\d+)\.attn([12])\."
+_BLOCK = (
+    r"(?:.*\.)?((?:down_blocks|up_blocks|mid_block)(?:\.\d+)?\.attentions\.\d+\."
+    r"transformer_blocks\.\d+)\.attn([12])\."
+)
 _PROCESSOR = re.compile(_BLOCK + r"processor\.(to_\w+)(?:\.(\d+))?\.(.+)")
 # A FaceID adapter's LoRA after diffusers has put it into the UNet.
 _INJECTED_LORA = re.compile(_BLOCK + r"(to_[qkv]|to_out)(?:\.0)?\.lora_([AB])\.faceid_(\d+)\.(.+)")

@@ -49,7 +49,7 @@ class IPAdapterEncoder(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Part of the picture to read; the rest is blanked out.",
+                    tooltip="Part of the picture to read: white is read, black is left out.",
                 ),
                 inputs.clip_vision(),
             ],

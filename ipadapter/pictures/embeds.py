@@ -292,14 +292,17 @@ def _from_file(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Im
         raise ValueError(
             f"it has format version {metadata['version']}, expected {' or '.join(VERSIONS)}"
         )
-    label = {field.name: metadata[f"adapter_{field.name}"] for field in fields(AdapterLabel)}
+    label: dict[str, Any] = {}
+    for one in fields(AdapterLabel):
+        label[one.name] = metadata[f"adapter_{one.name}"]
+    label["num_tokens"] = int(label["num_tokens"])
     return ImageEmbeds(
         features=tensors.get("features"),
         source=EmbedSource(metadata["source"]),
         face=tensors.get("face"),
         raw_face=metadata["raw_face"] == "true",
         weight=float(metadata["weight"]),
-        made_for=AdapterLabel(**{**label, "num_tokens": int(label["num_tokens"])}),
+        made_for=AdapterLabel(**label),
         keep=tensors.get("keep"),
     )
 

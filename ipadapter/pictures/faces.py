@@ -6,6 +6,7 @@ before the library sees them. Its model packs are licensed for non-commercial re
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import logging
 import sys
@@ -155,7 +156,7 @@ def _why_not_on(analysis: Any, provider: str) -> str:
 
 def _ort_errors() -> tuple[type[Exception], ...]:
     """What a provider that does not work raises: onnxruntime's own classes share no base."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
+    state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
 
     kinds = [kind for kind in vars(state).values() if isinstance(kind, type)]
     own = [kind for kind in kinds if issubclass(kind, Exception)]

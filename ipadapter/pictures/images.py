@@ -90,7 +90,7 @@ def as_rgb(image: Tensor, name: str = "image") -> Tensor:
     pictures: dropping alpha, as the host does, shows the encoder whatever colour the invisible
     pixels have.
     """
-    if not isinstance(image, Tensor):
+    if not isinstance(image, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] - from a wire
         raise Problem.BAD_PICTURE(f"{name}: expected an image tensor, got {type(image).__name__}.")
     shape = tuple(image.shape)
     if image.ndim == 3:

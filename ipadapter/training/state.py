@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ class TrainState:
             tensors.get("compared", torch.empty(0, 2, dtype=torch.float64)),
         )
 
-    def __deepcopy__(self, memo: dict) -> TrainState:
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainState:
         """Immutable."""
         return self
 

@@ -82,7 +82,7 @@ def _initialise(module: nn.Module, generator: torch.Generator) -> None:
     if isinstance(module, nn.Linear):
         bound = module.in_features**-0.5
         module.weight.uniform_(-bound, bound, generator=generator)
-        if module.bias is not None:
+        if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison] - torch says so
             module.bias.uniform_(-bound, bound, generator=generator)
     elif isinstance(module, nn.LayerNorm):
         module.weight.fill_(1.0)

@@ -143,13 +143,17 @@ class Trainer:
             self.average[name].lerp_(parameter.detach(), 1 - decay)
         return loss
 
+    def _part(self) -> tuple[BatchDraw, float]:
+        """One draw of a step and its loss, its gradient added."""
+        draw = self.draw()
+        loss = self.loss(draw)
+        (loss / self.settings.accumulation).backward()
+        return draw, float(loss.detach())
+
     def _backward(self) -> float:
-        total = 0.0
-        for _ in range(self.settings.accumulation):
-            draw = self.draw()
-            loss = self.loss(draw)
-            (loss / self.settings.accumulation).backward()
-            total += float(loss.detach()) / self.settings.accumulation
+        parts = [self._part() for _ in range(self.settings.accumulation)]
+        total = sum(loss / len(parts) for _, loss in parts)
+        draw, last = parts[-1]
         norms = [p.grad.norm() for p in self.adapter.parameters() if p.grad is not None]
         if not (math.isfinite(total) and torch.isfinite(torch.stack(norms)).all()):
             found = f"the loss is {total}" if not math.isfinite(total) else "a gradient is infinite"
@@ -157,7 +161,7 @@ class Trainer:
         if self.steps % COMPARE_EVERY == 0:
             with torch.no_grad():
                 without = self._error(self._batch(draw), draw, ())
-            self.compared.append((self.steps + 1, float(loss.detach() / without)))
+            self.compared.append((self.steps + 1, float(last / without)))
         return total
 
     def state(self) -> TrainState:
