@@ -63,3 +63,9 @@ def test_there_is_no_circle_of_modules_or_rooms() -> None:
 
 def test_every_room_has_a_floor() -> None:
     assert {name_of(path)[0] for path in MODULES if name_of(path)} == FLOOR.keys()
+
+
+def test_one_folder_only_is_taken_for_templates() -> None:
+    """Of a pack's folders with these names the server lists all and serves the first it finds."""
+    names = ("example_workflows", "example", "examples", "workflow", "workflows")
+    assert [name for name in names if (ROOT / name).is_dir()] == ["workflows"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.hosts.server import ROOT, example, script
+from support.hosts.server import ROOT, client_module, script
 
 SCALE = {
     "1": {"class_type": "LoadImage", "inputs": {"image": ""}},
@@ -30,7 +30,7 @@ SCALE = {
 
 @pytest.fixture(scope="module")
 def client() -> ModuleType:
-    return example("client")
+    return client_module("client")
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.hosts.server import example
+from support.hosts.server import client_module
 
 
 @pytest.fixture(scope="module")
 def farm() -> Any:
-    return example("ray_farm")
+    return client_module("ray_farm")
 
 
 def links(graph: dict[str, Any]) -> set[str]:

@@ -25,10 +25,10 @@ def script(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def example(name: str) -> ModuleType:
-    """A module of `examples/`, found by its path as users run it."""
-    path = ROOT / "examples" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"example_{name}", path)
+def client_module(name: str) -> ModuleType:
+    """A module of `clients/`, found by its path as users run it."""
+    path = ROOT / "clients" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"client_{name}", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a module")
     module = importlib.util.module_from_spec(spec)

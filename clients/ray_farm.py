@@ -1,6 +1,6 @@
 """Runs a folder of pictures through several ComfyUI workers with Ray.
 
-`python examples/ray_farm.py PICTURES --output FOLDER --workers 2`, in an environment that has Ray
+`python clients/ray_farm.py PICTURES --output FOLDER --workers 2`, in an environment that has Ray
 (`pip install ray`) and everything ComfyUI needs, with COMFYUI_PATH set. Every actor owns a ComfyUI
 of its own; on a cluster Ray places them on its machines. PICTURES and FOLDER must be seen by all.
 
