@@ -106,6 +106,8 @@ class Request:
                 value = getattr(self, name)
                 if value is not None:
                     object.__setattr__(self, name, plain(value, name))
+        for scale in () if self.weight_faceidv2 is None else self.face_scales:
+            number(scale, "weight_faceidv2")
 
     @cached_property
     def loaded(self) -> LoadedAdapter:
@@ -148,8 +150,7 @@ class Request:
         for all; unset: twice the weight."""
         if self.weight_faceidv2 is None:
             return tuple(2.0 * weight for weight in self.weights)
-        scales = numbers(self.weight_faceidv2, "weight_faceidv2")
-        return tuple(number(scale, "weight_faceidv2") for scale in scales)
+        return numbers(self.weight_faceidv2, "weight_faceidv2")
 
     def weighting(self, layout: Layout) -> Weighting:
         """Strength, layer by layer."""

@@ -404,7 +404,7 @@ ROWS = [
         ("start_at 0.8 lies after end_at 0.2", "Swap"),
     ),
     Row(
-        "start NaN", apply(start_at=NAN), ADVANCED, ("start_at is nan", "expected a number from 0")
+        "start NaN", apply(start_at=NAN), ADVANCED, ("start_at is nan", "expected a finite number")
     ),
     Row(
         "a weight type of no pack",
