@@ -1,8 +1,8 @@
 """Shows what image prompts do, in a real ComfyUI: `python scripts/demo.py`.
 
-Sets up all it needs, starts a server of its own on the CPU, queues graphs with two pictures and a
-photograph as image prompts, and writes a contact sheet, with figures below it. The models are the
-small trained ones of scripts/demoset. The last line printed is the path of the sheet.
+Sets up all it needs, starts a server of its own, draws without and with a picture as the prompt,
+and writes a contact sheet. The models are the small trained ones of scripts/demoset; with --models,
+your own. The last line printed is the path of the sheet.
 """
 
 from __future__ import annotations
@@ -15,21 +15,19 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.comfy_server import ComfyServer, ServerError, make_base
-from tools.environment import NAME, ROOT, SetUpError, ready, say
+from tools.comfy_server import ComfyServer, ServerError
+from tools.environment import ROOT, SetUpError, ready, say
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from tools.contact_sheet import Given, Panel
+    from tools.kit import Kit
 
 OUTPUT = ROOT / "output" / "demo.png"
-# A workflow for those who keep the server: its name in the editor's list of workflows.
-WORKFLOW = "image prompt demo.json"
 
 
 def main() -> None:
@@ -44,15 +42,16 @@ def main() -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument(
-        "--keep", action="store_true", help="leave the server running; print its URL"
-    )
-    parser.add_argument("--port", type=int, help="the server's port (default: a free one)")
-    parser.add_argument("--reference", type=Path, help="the image prompt (default: a drawing)")
-    parser.add_argument("--second", type=Path, help="the second one (default: another drawing)")
-    parser.add_argument("--photograph", type=Path, help="the third one (default: a cat)")
-    parser.add_argument("--steps", type=int, default=12, help="sampling steps of each picture")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="the PNG to write")
+    add = parser.add_argument
+    add("--keep", action="store_true", help="leave the server running; print a link to it")
+    add("--models", type=Path, help="a ComfyUI models folder of yours to draw with")
+    add("--checkpoint", help="the one in it (default: the first that an adapter fits)")
+    add("--port", type=int, help="the server's port (default: a free one)")
+    add("--reference", type=Path, help="the image prompt (default: a drawing)")
+    add("--second", type=Path, help="the second one (default: another drawing)")
+    add("--steps", type=int, default=12, help="sampling steps of each picture")
+    add("--output", type=Path, default=OUTPUT, help="the PNG to write")
+    add("--controls", action="store_true", help="print distances from the reference instead")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -71,39 +70,54 @@ def inside(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def demo(arguments: argparse.Namespace) -> Path:
-    """Start the server, sample every picture, write the sheet; returns its path."""
-    from tools import demo_models
-    from tools.contact_sheet import SHUFFLED, panels
+def demo(arguments: argparse.Namespace) -> Path | str:
+    """Start the server, draw every picture, write the sheet; returns its path."""
+    from tools import contact_sheet, demo_models
+    from tools.demo_pages import make_demo_base
+    from tools.kit import Kit, own_kit
 
-    output = arguments.output.resolve()
-    models = demo_models.demo_models()
+    own = arguments.models and arguments.models.expanduser().resolve()
+    kit = own_kit(own, arguments.checkpoint) if own else Kit()
+    models = own or demo_models.demo_models()
     base = Path(tempfile.mkdtemp(prefix="image-prompt-demo-"))
     try:
-        make_base(base, {NAME: ROOT}, models)
+        # What is saved beside the demo's models in the page must not stay in the cache.
+        make_demo_base(base, models, copied=not own and (arguments.keep or arguments.controls))
         given = write_inputs(base / "input", arguments)
-        demo_models.shuffled_adapter(models, demo_models.STANDARD, SHUFFLED)
-        server = ComfyServer(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base)
-        server.port = arguments.port or server.port
-        server.keep = arguments.keep
-        say(f"Starting ComfyUI at {server.url}")
-        with server:
-            write_workflow(server)
-            sheet, _ = contact_sheet(server, given, list(panels()), arguments.steps)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(output)
-        if server.process:
-            say(f"ComfyUI stays at {server.url}; process {server.process.pid} (end it when done)")
-            say(
-                f"Open it in a browser, press w (Workflows) and choose "
-                f"{WORKFLOW.removesuffix('.json')}; put your own picture into the node Image "
-                "prompt, and press Run. Pressing w again closes the list."
-            )
+        with server_of(base, arguments, own_models=bool(own)) as server:
+            if arguments.controls:
+                shuffled = contact_sheet.SHUFFLED
+                demo_models.shuffled_adapter(base / "models", demo_models.STANDARD, shuffled)
+                return measured(server, given, arguments.steps)
+            path = write_sheet(server, given, kit, arguments)
+            if arguments.keep:
+                tell(server, kit)
     finally:
-        (models / "ipadapter" / SHUFFLED).unlink(missing_ok=True)
         if not arguments.keep:
             shutil.rmtree(base, ignore_errors=True)
-    return output
+    return path
+
+
+def server_of(base: Path, arguments: argparse.Namespace, own_models: bool) -> ComfyServer:
+    """The server, not started: on the CPU, unless real models can have a GPU."""
+    import torch
+
+    server = ComfyServer(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base)
+    server.cpu = not (own_models and torch.cuda.is_available())
+    server.port = arguments.port or server.port
+    server.keep = arguments.keep
+    say(f"Starting ComfyUI at {server.url}")
+    return server
+
+
+def tell(server: ComfyServer, kit: Kit) -> None:
+    """What is left running, and how to see it: the last line is the link."""
+    from tools.demo_pages import write_templates
+    from workflow_graphs import graphs
+
+    link = write_templates(server, kit, graphs() if kit.extras else ())
+    assert server.process is not None
+    say(f"ComfyUI stays running; process {server.process.pid} (end it when done). Open:\n{link}")
 
 
 def write_inputs(folder: Path, arguments: argparse.Namespace) -> dict[str, Image]:
@@ -112,16 +126,13 @@ def write_inputs(folder: Path, arguments: argparse.Namespace) -> dict[str, Image
     from tools import contact_sheet as sheet
     from tools import demo_models
 
-    def chosen(path: Path | None, default: Image) -> Image:
-        return default if path is None else Image.open(path).convert("RGB")
+    def chosen(path: Path | None, *default: str) -> Image:
+        return Image.open(path).convert("RGB") if path else demo_models.drawing(*default)
 
     given = {
-        sheet.REFERENCE: chosen(
-            arguments.reference, demo_models.drawing("triangle", "yellow", "purple")
-        ),
+        sheet.REFERENCE: chosen(arguments.reference, "triangle", "yellow", "purple"),
         sheet.OUTLINES: demo_models.drawing("cross", "black", "white"),
-        sheet.SECOND: chosen(arguments.second, demo_models.drawing("ring", "red", "white")),
-        sheet.PHOTO: chosen(arguments.photograph, demo_models.photograph()),
+        sheet.SECOND: chosen(arguments.second, "ring", "red", "white"),
     }
     size = (demo_models.SIZE, demo_models.SIZE)
     left = Image.new("RGB", size)
@@ -132,60 +143,63 @@ def write_inputs(folder: Path, arguments: argparse.Namespace) -> dict[str, Image
     return given
 
 
-def write_workflow(server: ComfyServer) -> None:
-    """A workflow with the demo's models, for the editor's own list."""
-    from tools.contact_sheet import editor_graph
-    from tools.workflow_formats import editor_format, write
+def write_sheet(
+    server: ComfyServer, given: dict[str, Image], kit: Kit, arguments: argparse.Namespace
+) -> Path:
+    """Draw every picture and put all on one sheet; returns its path."""
+    from tools import contact_sheet as sheet
 
-    folder = server.base / "user" / "default" / "workflows"
-    folder.mkdir(parents=True, exist_ok=True)
-    workflow = editor_format(editor_graph(), server.info)
-    write(folder / WORKFLOW, workflow)
-
-
-@dataclass(frozen=True)
-class Figures:
-    """How far a panel's pictures are from the reference, 0 to 1, on average."""
-
-    title: str
-    distance: float
+    output = arguments.output.resolve()
+    rows: dict[int, list[tuple[str, Image]]] = {}
+    for panel, pictures in drawn(server, given, list(sheet.panels(kit)), kit, arguments.steps):
+        rows.setdefault(panel.row, []).append((panel.title, pictures[0]))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sheet.draw(list(rows.values()), f'Words: "{kit.text}"').save(output)
+    return output
 
 
-def contact_sheet(
-    server: ComfyServer, given: dict[str, Image], panels: Sequence[Panel | Given], steps: int
-) -> tuple[Image, list[Figures]]:
-    """Sample the panels and put all on one sheet; with the figures of those that are measured."""
+def drawn(
+    server: ComfyServer,
+    given: dict[str, Image],
+    panels: Sequence[Panel | Given],
+    kit: Kit,
+    steps: int,
+) -> Iterator[tuple[Panel | Given, list[Image]]]:
+    """Every panel with its pictures; says how far it is, and how long the rest may take."""
     from PIL import Image
     from tools import contact_sheet as sheet
-    from tools.demo_models import layout_distance
     from tools.workflow_formats import api_format
 
     if "IMPORT FAILED" in server.log.read_text("utf-8", "replace"):
         raise ServerError(f"ComfyUI cannot import the pack:\n{server.tail()}")
-    rows: list[list[tuple[str, Image]]] = [[] for _ in sheet.ROW_TITLES]
-    figures, started = [], time.monotonic()
+    count, number, started = sum(isinstance(p, sheet.Panel) for p in panels), 0, time.monotonic()
     for panel in panels:
         if isinstance(panel, sheet.Given):
-            rows[panel.row].append((panel.title, given[panel.file]))
+            yield panel, [given[panel.file]]
             continue
-        graph = api_format(sheet.graph_of(panel, steps), server.info)
-        pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in server.pictures(graph)]
-        rows[panel.row].append((panel.title, pictures[0]))
-        say(f"  {time.monotonic() - started:5.1f} s  {panel.title}")
-        if panel.measured:
-            apart = [layout_distance(picture, given[sheet.REFERENCE]) for picture in pictures]
-            figures.append(Figures(panel.title, sum(apart) / len(apart)))
-    rows = [row for row in rows if row]
-    return sheet.draw(rows, notes(figures, sheet.TEXT)), figures
+        files = server.pictures(api_format(sheet.graph_of(panel, steps, kit), server.info))
+        number += 1
+        say(progress(number, count, time.monotonic() - started) + f": {panel.title}")
+        yield panel, [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
 
 
-def notes(figures: Sequence[Figures], text: str) -> list[str]:
-    """The lines below the sheet; they are printed too."""
-    lines = [f'Text: "{text}". Distance from the reference (0 to 1, mean of 4 samples):']
-    lines += ["   ".join(f"{one.title}: {one.distance:.3f}" for one in figures)]
-    for line in lines:
-        say(line)
-    return lines
+def progress(number: int, count: int, seconds: float) -> str:
+    """How far it is after so many seconds, and how long the rest may take."""
+    left = seconds / number * (count - number)
+    return f"{number} of {count}" + (f", about {left:.0f} s left" if number < count else "")
+
+
+def measured(server: ComfyServer, given: dict[str, Image], steps: int) -> str:
+    """How far the controls' pictures are from the reference, as the rows of a table."""
+    from tools import contact_sheet as sheet
+    from tools.demo_models import layout_distance
+    from tools.kit import Kit
+
+    lines = [f"Distance from the reference (0 to 1, mean of {sheet.SAMPLES} samples):"]
+    for panel, pictures in drawn(server, given, sheet.controls(), Kit(), steps):
+        apart = [layout_distance(picture, given[sheet.REFERENCE]) for picture in pictures]
+        lines.append(f"| {panel.title} | {sum(apart) / len(apart):.3f} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

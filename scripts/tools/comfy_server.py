@@ -79,7 +79,8 @@ def free_port() -> int:
 
 @dataclass
 class ComfyServer:
-    """A ComfyUI on the CPU in the base directory `base`, started and stopped as a context."""
+    """A ComfyUI in the base directory `base`, started and stopped as a context; on the CPU unless
+    told otherwise."""
 
     python: Path
     host: Path
@@ -87,6 +88,7 @@ class ComfyServer:
     port: int = field(default_factory=free_port)
     # Survives the process that started it, and the end of the `with` block.
     keep: bool = False
+    cpu: bool = True
     threads: int | None = None  # that it computes with; None: as many as there are cores
     page: Path | None = None  # the folder of another editor than the host's own
     process: subprocess.Popen[bytes] | None = None
@@ -119,7 +121,8 @@ class ComfyServer:
                 raise ServerError(f"port {self.port} is taken by another program; choose another")
         main = str(self.host / "main.py")
         command = [str(self.python), *([main] if self.keep else ["-c", GUARD, main])]
-        command += ["--cpu", "--listen", "127.0.0.1", "--port", str(self.port)]
+        command += ["--cpu"] if self.cpu else []
+        command += ["--listen", "127.0.0.1", "--port", str(self.port)]
         command += ["--disable-auto-launch", "--disable-api-nodes"]
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
         command += ["--front-end-root", str(self.page)] if self.page else []

@@ -6,31 +6,26 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .demo_models import CHECKPOINT, CONTROLNET, ENCODER, LORA, PLUS, SIZE, STANDARD
+from .demo_models import CHECKPOINT, CONTROLNET, ENCODER, LORA, PLUS, STANDARD
 from .graph import Base, Graph, Link, Node
+from .kit import TEXT, Kit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SHUFFLED = "demoset-shuffled.safetensors"
-REFERENCE, SECOND, PHOTO = "reference.png", "second.png", "photograph.png"
+REFERENCE, SECOND = "reference.png", "second.png"
 OUTLINES = "outlines.png"
 LEFT, RIGHT = "mask-left.png", "mask-right.png"
-TEXT = "a blue star on a green background"
-EDITOR_NOTE = """The same seed without and with an image prompt. Press *Run*. Then choose a picture
-of your own in *Image prompt*, change *weight*, or write *a blue star on a green background* into
-*Prompt*. These models are tiny: they know coloured shapes on coloured backgrounds, 128 pixels
-wide."""
-SAMPLER = {"seed": 0, "steps": 12, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"}
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.2)
 ROW_TITLES = (
-    "The picture as the prompt",
-    "Weight, with the text below the sheet",
-    "When and where",
-    "Another picture, other adapters",
-    "With a ControlNet for outlines and a LoRA for night",
+    "The same seed without words: without and with your picture",
+    "Weight, with the words below",
+    "Where and when it acts",
+    "Beside a ControlNet for outlines and a LoRA for night",
 )
-PANEL, LABEL, MARGIN = 176, 24, 14
+COLUMNS = 6
+PANEL, LABEL, MARGIN, NOTE = 176, 24, 14, 18
 SAMPLES = 4  # of the pictures that the figures are made of
 
 Model = Callable[[Base], Node]
@@ -40,7 +35,7 @@ Model = Callable[[Base], Node]
 class Panel:
     """A picture to sample: its place on the sheet, the MODEL that makes it, its words.
 
-    measured: whether the figures beside the sheet speak of it; then it is sampled several times.
+    samples: how many pictures, with seeds of their own; the first is shown.
     outlined: whether a ControlNet holds it to the outlines of `OUTLINES`.
     """
 
@@ -48,7 +43,7 @@ class Panel:
     title: str
     model: Model
     text: str = ""
-    measured: bool = False
+    samples: int = 1
     outlined: bool = False
 
 
@@ -90,58 +85,55 @@ def masked(file: str, mask: str, before: Model = plain) -> Model:
     return build
 
 
-def both_references(base: Base) -> Node:
-    """Two pictures as one image prompt."""
-    pictures = {"image1": loaded(base, REFERENCE), "image2": loaded(base, SECOND)}
-    pair = base.graph.add("ImageBatch", **pictures)["IMAGE"]
-    return base.prompted(STANDARD, ENCODER, pair, combine_embeds="average")
-
-
 def by_night(base: Base) -> Node:
     """The MODEL with the LoRA."""
     model = base.checkpoint["MODEL"]
     return base.graph.add("LoraLoaderModelOnly", model=model, lora_name=LORA, strength_model=1.0)
 
 
-def panels() -> Iterator[Panel | Given]:
+def panels(kit: Kit) -> Iterator[Panel | Given]:
     """Everything on the sheet, in order."""
-    yield Given(0, "reference", REFERENCE)
-    yield Panel(0, "text only", plain, TEXT, measured=True)
-    yield Panel(0, "image only", prompted(), measured=True)
-    yield Panel(0, "text and image", prompted(weight=0.5), TEXT, measured=True)
-    yield Given(0, "second reference", SECOND)
-    yield Panel(0, "two references, average", both_references)
+    yield Given(0, "your picture", REFERENCE)
+    yield Panel(0, "without it", plain)
+    yield Panel(0, "with it", prompted())
     for weight in WEIGHTS:
-        yield Panel(1, f"weight {weight:g}", prompted(weight=weight), TEXT)
-    yield Panel(2, "first 20 % of the steps", prompted(end_at=0.2))
-    yield Panel(2, "first half", prompted(end_at=0.5))
-    yield Panel(2, "second half", prompted(start_at=0.5))
-    yield Panel(2, "left half masked in", masked(REFERENCE, LEFT))
+        yield Panel(1, f"weight {weight:g}", prompted(weight=weight), kit.text)
+    yield Panel(2, "mask: left half", masked(REFERENCE, LEFT))
+    yield Given(2, "a second picture", SECOND)
     yield Panel(2, "one left, one right", masked(SECOND, RIGHT, masked(REFERENCE, LEFT)))
-    yield Panel(2, "K', V' shuffled: broken", prompted(adapter=SHUFFLED), measured=True)
-    yield Panel(3, "reference, Plus adapter", prompted(adapter=PLUS), measured=True)
-    yield Panel(3, "second, Plus adapter", prompted(SECOND, PLUS))
-    yield Given(3, "a photograph", PHOTO)
-    yield Panel(3, "standard adapter", prompted(PHOTO))
-    yield Panel(3, "Plus adapter", prompted(PHOTO, PLUS))
-    yield Panel(3, "Plus and text", prompted(PHOTO, PLUS, weight=0.6), TEXT)
-    yield Given(4, "outlines from", OUTLINES)
-    yield Panel(4, "ControlNet, text", plain, TEXT, outlined=True)
-    yield Panel(4, "ControlNet, reference", prompted(), outlined=True)
-    yield Panel(4, "LoRA, text", by_night, TEXT)
-    yield Panel(4, "LoRA, reference", prompted(before=by_night))
-    yield Panel(4, "all three", prompted(before=by_night), outlined=True)
+    yield Panel(2, "end_at 0.2", prompted(end_at=0.2))
+    yield Panel(2, "end_at 0.5", prompted(end_at=0.5))
+    yield Panel(2, "start_at 0.5", prompted(start_at=0.5))
+    if kit.extras:
+        yield Given(3, "outlines from", OUTLINES)
+        yield Panel(3, "ControlNet, words", plain, kit.text, outlined=True)
+        yield Panel(3, "ControlNet, picture", prompted(), outlined=True)
+        yield Panel(3, "LoRA, words", by_night, kit.text)
+        yield Panel(3, "LoRA, picture", prompted(before=by_night))
+        yield Panel(3, "all three", prompted(before=by_night), outlined=True)
 
 
-def graph_of(panel: Panel, steps: int) -> Graph:
+def controls() -> list[Panel]:
+    """What shows that the adapter is what acts: their distances from the reference are measured."""
+    models = {
+        "words only": (plain, TEXT),
+        "picture only": (prompted(), ""),
+        "words and picture, weight 0.5": (prompted(weight=0.5), TEXT),
+        "picture only, Plus": (prompted(adapter=PLUS), ""),
+        "K', V' shuffled": (prompted(adapter=SHUFFLED), ""),
+    }
+    return [Panel(0, title, *made, samples=SAMPLES) for title, made in models.items()]
+
+
+def graph_of(panel: Panel, steps: int, kit: Kit) -> Graph:
     """The graph of one panel."""
-    size = {"width": SIZE, "height": SIZE, "batch_size": SAMPLES if panel.measured else 1}
-    sampler = {**SAMPLER, "seed": 7, "steps": steps}
-    base = Base.of(Graph("demo"), panel.text, CHECKPOINT, "", sampler, **size)
+    size = {"width": kit.side, "height": kit.side, "batch_size": panel.samples}
+    sampler = {**kit.sampler, "seed": 7, "steps": steps}
+    base = Base.of(Graph("demo"), panel.text, CHECKPOINT, kit.negative, sampler, **size)
     if panel.outlined:
         base.positive, base.negative = outlined(base)
     base.save(panel.model(base))
-    return base.graph
+    return kit.fitted(base.graph)
 
 
 def outlined(base: Base) -> tuple[Link, Link]:
@@ -159,37 +151,29 @@ def outlined(base: Base) -> tuple[Link, Link]:
     return held["positive"], held["negative"]
 
 
-def editor_graph() -> Graph:
-    """A workflow for the editor: the same seed without and with an image prompt."""
-    graph = Graph("image prompt", EDITOR_NOTE)
-    # An empty negative prompt: the models know no such words.
-    base = Base.of(graph, "", CHECKPOINT, "", SAMPLER, width=SIZE, height=SIZE)
-    adapter = graph.add("IPAdapterModelLoader", ipadapter_file=STANDARD)
-    image = graph.picture("Image prompt", REFERENCE)
-    encoder = graph.add("IPAdapterImageEncoderLoader", clip_vision_name=ENCODER)
-    base.compare(ipadapter=adapter["IPADAPTER"], image=image, clip_vision=encoder["CLIP_VISION"])
-    return graph
-
-
-def draw(rows: Sequence[Sequence[tuple[str, Image]]], notes: Sequence[str]) -> Image:
-    """Rows of pictures, each under its title, and lines of text below."""
-    from PIL import Image, ImageDraw, ImageFont, ImageOps
+def draw(rows: Sequence[Sequence[tuple[str, Image]]], note: str) -> Image:
+    """Rows of pictures, each under its title, the first one large, and a line of text below."""
+    from PIL import Image, ImageDraw, ImageFont
 
     title, small = ImageFont.load_default(size=15), ImageFont.load_default(size=12)
-    height = PANEL + LABEL * 2 + 8
-    width = 2 * MARGIN + max(len(row) for row in rows) * PANEL
-    size = (width, len(rows) * height + 2 * MARGIN + 18 * len(notes))
+    sides = [COLUMNS * PANEL // len(rows[0]), *(PANEL for _ in rows[1:])]
+    heights = [side + LABEL * 2 + 8 for side in sides]
+    size = (2 * MARGIN + COLUMNS * PANEL, sum(heights) + 2 * MARGIN + NOTE)
     sheet = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(sheet)
-    for number, row in enumerate(rows):
-        top = MARGIN + number * height
-        pen.text((MARGIN + 3, top), ROW_TITLES[number], "#24292f", title)
+    pen, top = ImageDraw.Draw(sheet), MARGIN
+    for row, name, side, height in zip(rows, ROW_TITLES, sides, heights, strict=False):
+        pen.text((MARGIN + 3, top), name, "#24292f", title)
         for column, (label, picture) in enumerate(row):
-            left = MARGIN + column * PANEL
+            left = MARGIN + column * side
             pen.text((left + 3, top + LABEL), label, "#57606a", small)
-            fitted = ImageOps.fit(picture.convert("RGB"), (PANEL - 6, PANEL - 6))
-            sheet.paste(fitted, (left + 3, top + LABEL + 18))
-    for number, note in enumerate(notes):
-        top = size[1] - MARGIN - 18 * (len(notes) - number)
-        pen.text((MARGIN + 3, top), note, "#24292f", small)
+            sheet.paste(_fitted(picture, side - 6), (left + 3, top + LABEL + NOTE))
+        top += height
+    pen.text((MARGIN + 3, top), note, "#24292f", small)
     return sheet
+
+
+def _fitted(picture: Image, side: int) -> Image:
+    """The picture's middle square."""
+    from PIL import ImageOps
+
+    return ImageOps.fit(picture.convert("RGB"), (side, side))

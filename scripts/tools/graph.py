@@ -38,6 +38,7 @@ class Node:
     kind: str
     title: str
     inputs: dict[str, Any]
+    collapsed: bool = False  # only its title is to be seen
 
     def __getitem__(self, output: str) -> Link:
         return Link(self.number, output)

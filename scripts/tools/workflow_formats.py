@@ -12,11 +12,12 @@ from typing import Any
 
 from .comfy_server import ServerError
 from .graph import Graph, Link, Node
+from .layout import GAP, MARGIN, SECTIONS, TITLE, WIDTH, Section, layout
 from .pack import pack_module
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 NOTES = ("Note", "MarkdownNote")  # nodes that only the editor knows
-WIDTH, GAP, ROW = 320, 60, 24
+ROW = 24
 Info = Mapping[str, Any]
 
 
@@ -70,9 +71,11 @@ def _read_widgets(node: Mapping[str, Any], info: Info) -> dict[str, Any]:
     return named
 
 
-def editor_format(graph: Graph, info: Info) -> dict[str, Any]:
-    """A graph as the editor saves it, laid out from left to right."""
-    places = layout(graph, info)
+def editor_format(
+    graph: Graph, info: Info, sections: Sequence[Section] = SECTIONS
+) -> dict[str, Any]:
+    """A graph as the editor saves it, laid out from left to right in coloured groups."""
+    places, groups = layout(graph, lambda node: _height(node, info), sections)
     links: list[list[Any]] = []
     nodes = [_editor_node(node, graph, info, links) for node in graph.nodes]
     for node, place in zip(nodes, places, strict=True):
@@ -85,7 +88,7 @@ def editor_format(graph: Graph, info: Info) -> dict[str, Any]:
         "last_link_id": len(links),
         "nodes": nodes,
         "links": links,
-        "groups": [],
+        "groups": groups,
         "config": {},
         "extra": {},
         "version": 0.4,
@@ -117,7 +120,7 @@ def _editor_node(node: Node, graph: Graph, info: Info, links: list[list[Any]]) -
         "id": node.number,
         "type": node.kind,
         **({"title": node.title} if node.title else {}),
-        "flags": {},
+        "flags": {"collapsed": True} if node.collapsed else {},
         "mode": 0,
         "inputs": inputs,
         "outputs": outputs,
@@ -160,7 +163,7 @@ def _note(graph: Graph) -> dict[str, Any]:
         "id": len(graph.nodes) + 1,
         "type": "MarkdownNote",
         "title": graph.name.replace("_", " "),
-        "pos": [0, -190],
+        "pos": [-MARGIN, -TITLE - 3 * MARGIN - 150],
         "size": [2 * WIDTH + GAP, 150],
         "flags": {},
         "order": len(graph.nodes),
@@ -170,27 +173,6 @@ def _note(graph: Graph) -> dict[str, Any]:
         "properties": {},
         "widgets_values": [graph.note],
     }
-
-
-def layout(graph: Graph, info: Info) -> list[dict[str, Any]]:
-    """Place, size and order of every node: a column per step from the loaders, filled from top."""
-    steps = {node.number: steps_before(node, graph) for node in graph.nodes}
-    running = sorted(steps, key=lambda number: (steps[number], number))
-    tops: dict[int, int] = {}
-    places = []
-    for node in graph.nodes:
-        step, height = steps[node.number], _height(node, info)
-        top = tops.get(step, 0)
-        tops[step] = top + height + GAP
-        place = {"pos": [step * (WIDTH + GAP), top], "size": [WIDTH, height]}
-        places.append({**place, "order": running.index(node.number)})
-    return places
-
-
-def steps_before(node: Node, graph: Graph) -> int:
-    """The longest way from a loader to this node."""
-    before = (graph.nodes[v.node - 1] for v in node.inputs.values() if isinstance(v, Link))
-    return max((steps_before(other, graph) + 1 for other in before), default=0)
 
 
 def _height(node: Node, info: Info) -> int:

@@ -39,7 +39,7 @@ def demo_base() -> Any:
     """A graph with the demo checkpoint."""
     graph, models = script("tools.graph"), script("tools.demo_models")
     size = {"width": models.SIZE, "height": models.SIZE}
-    sampler = script("tools.contact_sheet").SAMPLER
+    sampler = script("tools.kit").SAMPLER
     return graph.Base.of(graph.Graph("demo"), "", models.CHECKPOINT, "", sampler, **size)
 
 
