@@ -1,9 +1,8 @@
 """Writes workflows/ from the descriptions in workflow_graphs.py, on a real server.
 
 Run it in this repository's environment: `python scripts/python.py scripts/workflows.py [NAME ...]`.
-NAME.json is what the editor opens; api/NAME.json the same graph in API format with models of random
-weights, which the tests run; NAME.jpg the thumbnail, from a run with the trained demo models
-(--no-run leaves these alone).
+NAME.json is what the editor opens; api/NAME.json the same graph in API format; NAME.jpg the
+thumbnail, from a run with the trained demo models (--no-run leaves these alone).
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ DRAWINGS = ("first.png", "second.png")  # for the thumbnails
 # No trained model here knows faces: this workflow runs on photographs with an adapter of random
 # weights, and its thumbnail is the face that the node finds.
 FACES = "face"
+DOCTOR = ROOT / "web" / "docs" / "nodes" / "IPAdapterDoctor.png"
 FACE_ADAPTER = "ipadapter/random_faceid.safetensors"
 
 
@@ -55,8 +55,7 @@ def main(arguments: Sequence[str]) -> int:
             info = server.info
             for graph in wanted:
                 write(FOLDER / f"{graph.name}.json", editor_format(graph, info))
-                twin = demo_twin(api_format(graph, info))
-                write(FOLDER / "api" / f"{graph.name}.json", twin)
+                write(FOLDER / "api" / f"{graph.name}.json", api_format(graph, info))
                 if not given.no_run:
                     names = PICTURES if graph.name == FACES else DRAWINGS
                     shown = with_pictures(with_demo_models(api_format(graph, info)), names)
@@ -115,7 +114,8 @@ def thumbnail(server: ComfyServer, name: str, twin: dict[str, Any]) -> bool:
         say(f"  {error}")
         return False
     pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
-    side = THUMBNAIL // len(pictures) if pictures else 0
+    pictures = pictures or [Image.open(DOCTOR).convert("RGB")]  # it shows words only
+    side = THUMBNAIL // len(pictures)
     sheet = Image.new("RGB", (side * len(pictures), THUMBNAIL), "black")
     for column, picture in enumerate(pictures):
         scale = THUMBNAIL / picture.height

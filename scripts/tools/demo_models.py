@@ -103,6 +103,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "IPAdapterUnifiedLoaderFaceID": {"provider": "CPU"},
     "IPAdapterMS": {"layer_weights": "1:0.4, 2:1.2"},
     "IPAdapterWeights": {"frames": 4},
+    "IPAdapterTrain": {"steps": 20, "resolution": SIZE},
 }
 # ComfyUI's own loader knows published encoders only; this pack's reads any CLIP.
 KINDS = {"CLIPVisionLoader": "IPAdapterImageEncoderLoader"}

@@ -24,11 +24,11 @@ background* into *Prompt*. These models are tiny: they know coloured shapes on c
 128 pixels wide."""
 OWN_NOTE = """**1** Put your own picture into *Image prompt*. **2** Press *Run*. **3** Compare: the
 same seed without and with your picture. Then change *weight* and *Prompt*."""
-# No model here knows faces, and training takes minutes.
-LEFT_OUT = ("face", "train_and_save")
+LEFT_OUT = ("face",)  # no model here knows faces
 # All that ComfyUI needs of the pack, without its own templates.
 PACK = ("__init__.py", "nodes.py", "pyproject.toml", "ipadapter", "locales", "web")
-SETTLED = {"Comfy.TutorialCompleted": True}  # else the list of templates opens over the graph
+# Else the list of templates opens over the graph, and a map lies on it.
+SETTLED = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
 _MODELS = ("CheckpointLoaderSimple", "IPAdapterModelLoader", "IPAdapterImageEncoderLoader")
 QUIET = (*_MODELS, "EmptyLatentImage", "VAEDecode")
 
@@ -59,18 +59,20 @@ def write_templates(server: ComfyServer, kit: Kit, others: Iterable[Graph]) -> s
     for graph in others:
         if graph.name not in LEFT_OUT:
             write(folder / f"{graph.name}.json", editor_format(on_demo_models(graph), server.info))
-            shutil.copy(ROOT / "workflows" / f"{graph.name}.jpg", folder)
+            thumbnail = ROOT / "workflows" / f"{graph.name}.jpg"
+            if thumbnail.exists():
+                shutil.copy(thumbnail, folder)
     return f"{server.url}/?template={FIRST}&source={NAME}"
 
 
 def first_graph(kit: Kit) -> Graph:
     """The same seed without and with an image prompt."""
     graph = Graph("Image prompt", NOTE if kit.extras else OWN_NOTE)
+    image = graph.picture("Image prompt", REFERENCE)
     text = "" if kit.extras else kit.text
     size = {"width": kit.side, "height": kit.side}
     base = Base.of(graph, text, CHECKPOINT, kit.negative, kit.sampler, **size)
     adapter = graph.add("IPAdapterModelLoader", ipadapter_file=STANDARD)
-    image = graph.picture("Image prompt", REFERENCE)
     encoder = graph.add("IPAdapterImageEncoderLoader", clip_vision_name=ENCODER)
     base.compare(ipadapter=adapter["IPADAPTER"], image=image, clip_vision=encoder["CLIP_VISION"])
     for node in graph.nodes:

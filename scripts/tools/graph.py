@@ -46,11 +46,12 @@ class Node:
 
 @dataclass
 class Graph:
-    """A workflow: a name, a note for its reader, and its nodes."""
+    """A workflow: a name, a note and a title for its reader, and its nodes."""
 
     name: str
     note: str = ""
     nodes: list[Node] = field(default_factory=list)
+    title: str = ""
 
     def add(self, kind: str, title: str = "", /, **inputs: Any) -> Node:
         """Add a node."""
@@ -109,6 +110,13 @@ class Base:
         model = self.model or self.checkpoint["MODEL"]
         return self.graph.add("IPAdapterUnifiedLoader", preset=PLUS, model=model)
 
+    def files(self, adapter: str) -> dict[str, Link]:
+        """What an Apply node takes where the files are named, for the page to offer them."""
+        vision = self.graph.add("CLIPVisionLoader", clip_name=VIT_H)["CLIP_VISION"]
+        loaded = self.graph.add("IPAdapterModelLoader", ipadapter_file=adapter)["IPADAPTER"]
+        model = self.model or self.checkpoint["MODEL"]
+        return {"model": model, "ipadapter": loaded, "clip_vision": vision}
+
     def apply(self, kind: str, title: str = "", /, **inputs: Any) -> Node:
         """An Apply node, connected to the unified loader unless `inputs` say otherwise."""
         if "ipadapter" not in inputs:
@@ -140,16 +148,16 @@ class Base:
         decoded = self.graph.add("VAEDecode", samples=samples["LATENT"], vae=vae)
         return decoded["IMAGE"]
 
-    def save(self, patched: Node, title: str = "", **sampler: Any) -> None:
-        """Sample a node's MODEL and save the picture."""
+    def save(self, patched: Node, title: str = "", **sampler: Any) -> Link:
+        """Sample a node's MODEL and save the picture; returns it."""
         prefix = (title or self.graph.name).replace(" ", "_")
-        self.graph.add(
-            "SaveImage", title, images=self.decoded(patched, **sampler), filename_prefix=prefix
-        )
+        image = self.decoded(patched, **sampler)
+        self.graph.add("SaveImage", title, images=image, filename_prefix=prefix)
+        return image
 
     def compare(self, **inputs: Any) -> None:
         """Save the same picture without and with an image prompt, whose loaders are given."""
-        model = self.checkpoint["MODEL"]
-        patched = self.graph.add("IPAdapterAdvanced", model=model, weight=0.8, **inputs)
+        given = {"model": self.checkpoint["MODEL"], "weight": 0.8, **inputs}
+        patched = self.graph.add("IPAdapterAdvanced", **given)
         self.save(self.checkpoint, "without the image prompt")
         self.save(patched, "with the image prompt")

@@ -11,6 +11,7 @@ from .graph import Graph, Link, Node
 
 WIDTH, GAP, MARGIN = 320, 60, 30
 TITLE, COLLAPSED = 30, 10
+SAMPLER = "KSampler"
 TALL = 1300  # where a column goes on beside itself
 
 
@@ -78,8 +79,10 @@ def _columns(nodes: Sequence[Node], height_of: Heights) -> list[Column]:
     """The nodes by the steps before them inside the group. Where all of a step are collapsed, it
     has no column of its own."""
     steps: dict[int, list[Node]] = {}
-    for node in nodes:
-        steps.setdefault(steps_before(node, nodes), []).append(node)
+    last_sampler = max((steps_before(n, nodes) for n in nodes if n.kind == SAMPLER), default=0)
+    for node in nodes:  # samplers lie below each other, to be compared
+        step = last_sampler if node.kind == SAMPLER else steps_before(node, nodes)
+        steps.setdefault(step, []).append(node)
     joined: list[list[Node]] = []
     for _, members in sorted(steps.items()):
         last = joined[-1] if joined else []

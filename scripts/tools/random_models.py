@@ -250,6 +250,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "IPAdapterUnifiedLoaderFaceID": {"provider": "CPU"},
     "IPAdapterMS": {"layer_weights": "1:0.4, 2:1.2"},
     "IPAdapterWeights": {"frames": 2},
+    "IPAdapterTrain": {"steps": 2, "resolution": 128},
+    "IPAdapterSave": {"folder": "output"},  # in the models it would be found by others
 }
 
 

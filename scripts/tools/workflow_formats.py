@@ -18,6 +18,7 @@ from .pack import pack_module
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 NOTES = ("Note", "MarkdownNote")  # nodes that only the editor knows
 ROW = 24
+SHOWN = {"IPAdapterDoctor": 280, "IPAdapterAttentionMap": 280, "IPAdapterTrain": 200}
 Info = Mapping[str, Any]
 
 
@@ -162,7 +163,7 @@ def _note(graph: Graph) -> dict[str, Any]:
     return {
         "id": len(graph.nodes) + 1,
         "type": "MarkdownNote",
-        "title": graph.name.replace("_", " "),
+        "title": graph.title or graph.name,
         "pos": [-MARGIN, -TITLE - 3 * MARGIN - 150],
         "size": [2 * WIDTH + GAP, 150],
         "flags": {},
@@ -179,9 +180,10 @@ def _height(node: Node, info: Info) -> int:
     rows, picture = 0, node.kind in ("LoadImage", "SaveImage", "PreviewImage", "SaveAnimatedWEBP")
     for _, declared in _declared(node.kind, info):
         rows += 4 if _options(declared).get("multiline") else 1
-    # Loaders write below their widgets what they found.
-    told = 90 if node.kind.startswith("IPAdapter") and "Loader" in node.kind else 0
-    return 40 + ROW * max(rows, len(info[node.kind]["output"])) + (280 if picture else told)
+    # Loaders write below their widgets what they found, others show it.
+    shown = 90 if node.kind.startswith("IPAdapter") and "Loader" in node.kind else 0
+    shown = 280 if picture else SHOWN.get(node.kind, shown)
+    return 40 + ROW * max(rows, len(info[node.kind]["output"])) + shown
 
 
 def _all_inputs(node: Node, info: Info) -> list[tuple[str, Any]]:

@@ -24,19 +24,22 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session", params=["own", "newer"])
-def server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Any]:
+def newer(request: pytest.FixtureRequest) -> Path | None:
+    """The folder of a newer page; None for the host's own."""
+    if request.param == "own":
+        return None
+    try:
+        return newer_page()
+    except FetchError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def server(newer: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A server of the browser tests' own, with the host's page and with a newer one: what others
     leave in its history and folders, broken files and inputs that are no numbers, is not what a
     page should be judged by."""
-    page = None
-    if request.param == "newer":
-        try:
-            page = newer_page()
-        except FetchError as error:
-            pytest.skip(str(error))
-    with running(tmp_path_factory.mktemp("browser"), page=page) as server:
+    with running(tmp_path_factory.mktemp("browser"), page=newer) as server:
         yield server
 
 

@@ -104,7 +104,8 @@ def test_search_words_belong_to_nodes_and_reach_hosts_that_know_them(host: Any) 
     assert search.ALIASES.keys() <= set(host.node_ids)
     schema = host.node("IPAdapterTiled").GET_SCHEMA()
     if hasattr(schema, "search_aliases"):
-        assert {"image prompt", "wide picture"} <= set(schema.search_aliases)
+        assert {"image prompt", "reference picture"} <= set(schema.search_aliases)
+        assert "style" in host.node("IPAdapterAdvanced").GET_SCHEMA().search_aliases
 
 
 def test_files_of_presets_have_an_encoder() -> None:

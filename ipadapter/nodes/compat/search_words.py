@@ -7,16 +7,16 @@ from dataclasses import fields
 
 from comfy_api.latest import io
 
-_ALL = ("image prompt", "ip adapter", "ipa")
-_STYLE = ("style transfer", "instantstyle")
+_ALL = ("image prompt", "reference picture", "reference image", "ip adapter", "ipa")
+_STYLE = ("style", "style transfer", "instantstyle")
 _FACE = ("face id", "insightface", "identity", "portrait")
 _EMBEDS = ("image embeds", "clip vision embeds")
 _REGION = ("regional prompt", "attention couple", "area")
 _FRAMES = ("animation", "video", "keyframes", "schedule")
 _CROP = ("crop", "square", "resize for clip")
 ALIASES: dict[str, tuple[str, ...]] = {
-    "IPAdapter": ("reference image", *_STYLE),
-    "IPAdapterAdvanced": ("reference image", *_STYLE),
+    "IPAdapter": _STYLE,
+    "IPAdapterAdvanced": _STYLE,
     "IPAdapterAttentionMap": ("heat map", "attention"),
     "IPAdapterBatch": _FRAMES,
     "IPAdapterCombineEmbeds": _EMBEDS,
@@ -38,6 +38,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "IPAdapterStyleComposition": ("layout", *_STYLE),
     "IPAdapterTiled": ("wide picture", "tall picture", "panorama"),
     "IPAdapterTrain": ("training", "fine-tune"),
+    "IPAdapterUnifiedLoader": ("preset", *_STYLE),
     "IPAdapterUnifiedLoaderFaceID": _FACE,
     "IPAdapterWeights": _FRAMES,
     "PrepImageForClipVision": _CROP,

@@ -39,7 +39,7 @@ def test_embeds_are_found_again(farm: Any, tmp_path: Path) -> None:
 
 
 def test_graphs_are_whole_and_encode_once(farm: Any) -> None:
-    template = farm.template("load_embeds")
+    template = farm.read_template(farm.GRAPH)
     encode = farm.encode_graph(template, "cat.png", "cat-png")
     draw = farm.draw_graph(template, "embeds/a.safetensors", "cat-png", "a house")
     assert links(encode) <= encode.keys() and links(draw) <= draw.keys()
@@ -50,4 +50,19 @@ def test_graphs_are_whole_and_encode_once(farm: Any) -> None:
     assert drawn["IPAdapterLoadEmbeds"]["embeds"] == "embeds/a.safetensors"
     assert drawn["SaveImage"]["filename_prefix"] == "cat-png"
     assert next(n["inputs"]["text"] for n in draw.values() if "text" in n["inputs"]) == "a house"
-    assert template == farm.template("load_embeds")
+    assert template == farm.read_template(farm.GRAPH)
+
+
+def test_loaders_of_named_files_are_taken_along(farm: Any) -> None:
+    template = farm.read_template(farm.GRAPH)
+    number = next(n for n, node in template.items() if "Unified" in node["class_type"])
+    template[number] = {"class_type": "IPAdapterModelLoader", "inputs": {"ipadapter_file": "a"}}
+    template["eye"] = {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": "b"}}
+    encode = farm.encode_graph(template, "cat.png", "cat-png")
+    assert links(encode) <= encode.keys()
+    assert encode["encode"]["inputs"]["clip_vision"] == ["eye", 0]
+
+
+def test_a_graph_that_draws_from_no_embeds_is_refused(farm: Any) -> None:
+    with pytest.raises(Exception, match="has no IPAdapterEmbeds, IPAdapterLoadEmbeds;"):
+        farm.read_template(farm.GRAPH.with_name("simple.json"))
