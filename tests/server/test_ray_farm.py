@@ -1,4 +1,4 @@
-"""The Ray example's work by one worker: a run that is killed goes on where it was."""
+"""The Ray client's work by one worker: a run that is killed goes on where it was."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COUNT = 3
 
 def command(folder: Path) -> list[str]:
     graph = str(folder / "graph.json")
-    farm = [sys.executable, "-u", str(ROOT / "examples" / "ray_farm.py"), str(folder / "pictures")]
+    farm = [sys.executable, "-u", str(ROOT / "clients" / "ray_farm.py"), str(folder / "pictures")]
     return [*farm, "--output", str(folder / "out"), "--local", "--graph", graph]
 
 
