@@ -79,7 +79,7 @@ def demo(arguments: argparse.Namespace) -> Path | str:
     own = arguments.models and arguments.models.expanduser().resolve()
     kit = own_kit(own, arguments.checkpoint) if own else Kit()
     models = own or demo_models.demo_models()
-    base = Path(tempfile.mkdtemp(prefix="image-prompt-demo-"))
+    base, kept = Path(tempfile.mkdtemp(prefix="image-prompt-demo-")), False
     try:
         # What is saved beside the demo's models in the page must not stay in the cache.
         make_demo_base(base, models, copied=not own and (arguments.keep or arguments.controls))
@@ -92,8 +92,9 @@ def demo(arguments: argparse.Namespace) -> Path | str:
             path = write_sheet(server, given, kit, arguments)
             if arguments.keep:
                 tell(server, kit)
+                kept = True
     finally:
-        if not arguments.keep:
+        if not kept:
             shutil.rmtree(base, ignore_errors=True)
     return path
 
