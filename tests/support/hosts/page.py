@@ -24,8 +24,11 @@ class Editor:
     vue: bool
 
     def clear(self) -> None:
-        """Start anew: no nodes, no errors, no selection."""
+        """Start anew: no nodes, no errors, no selection, no dialog (of missing models)."""
         self.errors.clear()
+        for button in self.page.locator(".p-dialog-close-button").all():
+            button.click()
+            button.wait_for(state="detached")
         self.page.mouse.move(120, 480)  # over nothing that would open
         # `clean` forgets what nodes have shown: new ones of the same number would show it again.
         self.page.evaluate("() => { app.canvas.deselectAll(); app.clean(); app.graph.clear(); }")
