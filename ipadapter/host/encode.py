@@ -21,7 +21,7 @@ from ..apply.wire import LoadedAdapter
 from ..attention.mask import check_mask
 from ..errors import Problem
 from ..pictures.embeds import AdapterLabel, ImageEmbeds, as_image_embeds, check_belongs
-from ..pictures.faces import crop_size_for, find_faces
+from ..pictures.faces import any_face, crop_size_for, find_faces
 from ..pictures.images import CLIP_MEAN, as_rgb, blank_outside, clip_image, warn_crop_loss
 from ..pictures.reference_mask import check_covers, keep_patches
 from ..pictures.tiles import enhance, enhancer_crops
@@ -43,6 +43,8 @@ def see(request: Request) -> Seen:
     if image is None:
         image = read_reference(reading, require_picture(request.image), request.image_mask)
     negative = _connected(request.neg_embed, "neg_embed", loaded)
+    if negative is None and _is_nobody(reading, request.image_negative):
+        negative = _read_nobody(reading, as_rgb(request.image_negative, "image_negative"))
     if negative is None:
         negative = other(request.image_negative, "image_negative")
     if negative is None:
@@ -60,6 +62,21 @@ def _neutral(loaded: LoadedAdapter, embeds: ImageEmbeds) -> ImageEmbeds:
         for name, tensor in embeds.tensors().items()
     }
     return replace(embeds, **filled, shows=())
+
+
+def _is_nobody(reading: Reading, images: Tensor | None) -> bool:
+    """Whether an adapter that reads faces is to move away from pictures without any: noise, say."""
+    analysis = reading.loaded.insightface
+    if images is None or analysis is None or not reading.loaded.adapter.spec.face_dim:
+        return False
+    return not any_face(analysis, as_rgb(images, "image_negative"))
+
+
+def _read_nobody(reading: Reading, images: Tensor) -> ImageEmbeds:
+    """Pictures of nobody: no identity, and where the adapter reads a picture too, all of it."""
+    spec = reading.loaded.adapter.spec
+    hidden = _encode_image(reading, images) if spec.embed_source.reads_picture else None
+    return _embeds(reading.loaded, hidden, torch.zeros(len(images), spec.face_dim))
 
 
 def require_picture(image: Tensor | None) -> Tensor:

@@ -185,6 +185,11 @@ def find_faces(
     )
 
 
+def any_face(analysis: Any, images: Tensor) -> bool:
+    """Whether one of the pictures (images, height, width, channels) shows a face."""
+    return any(_largest_face(analysis, _to_bgr(image)) for image in images)
+
+
 def crop_size_for(base_name: str) -> int:
     """Side of the aligned crop that FaceID Plus adapters of a base were trained with."""
     return CROP_SIZES.get(base_name, CROP_SIZES["SD1.5"])

@@ -135,3 +135,30 @@ def test_a_picture_without_a_face_is_named_or_skipped(
         host.call("IPAdapterFaceID", **given)
     _, faces = host.call("IPAdapterFaceID", **given, missing_face="skip")
     assert len(faces) == 1
+
+
+@pytest.mark.parametrize("family", ["FaceID", "FaceID Plus"])
+def test_a_negative_without_a_face_is_nobody(
+    host: Any, analysis: Any, photograph: torch.Tensor, family: str
+) -> None:
+    """Published workflows connect noise. It has no identity; adapters that read a picture beside
+    the face move away from that."""
+    given = {
+        "model": build_model(TINY_SD15),
+        "ipadapter": adapter_of(host, family, "SD1.5"),
+        "image": photograph,
+        "clip_vision": tiny_clip_vision(projected=48, hidden=80),
+        "insightface": analysis,
+    }
+    (noise,) = host.call("IPAdapterNoise", type="gaussian", strength=0.6, blur=0)
+
+    def negative(**more: Any) -> torch.Tensor:
+        patched = host.call("IPAdapterFaceID", **given, **more)[0]
+        slots = patched.model_options["transformer_options"]["patches_replace"]["attn2"]
+        return slots[("middle", 0, 0)].injections[0].layer.uncond.key
+
+    away, nothing = negative(image_negative=noise), negative()
+    assert away.shape == nothing.shape
+    assert torch.isfinite(away).all()
+    assert torch.equal(away, nothing) == (family == "FaceID")
+    assert not torch.equal(negative(image_negative=photograph), nothing)

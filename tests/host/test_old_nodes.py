@@ -192,10 +192,14 @@ class TestFaces:
         assert same(model, wanted)
         assert not same(model, face["model"])
 
-    def test_faces_through_the_plain_node(self, host: Any, face: Any) -> None:
-        """As files of December 2023 have it; noise belongs to the picture, which has no part."""
-        (model,) = host.call("IPAdapterApply", **face, noise=0.3)
-        assert same(model, advanced(host, "IPAdapterFaceID", **face, weight_faceidv2=2.0))
+    @pytest.mark.parametrize("noise", [0.0, 0.3])
+    def test_faces_through_the_plain_node(self, host: Any, face: Any, noise: float) -> None:
+        """As files of December 2023 have it. There is no face in noise."""
+        (model,) = host.call("IPAdapterApply", **face, noise=noise)
+        shuffled = {"type": "shuffle", "strength": 1 - noise, "blur": 0}
+        (negative,) = host.call("IPAdapterNoise", **shuffled, image_optional=face["image"])
+        away = {"image_negative": negative} if noise else {}
+        assert same(model, advanced(host, "IPAdapterFaceID", **face, **away, weight_faceidv2=2.0))
 
     @pytest.mark.parametrize("pad_around", [False, True])
     def test_room_around_a_face(self, host: Any, pad_around: bool) -> None:

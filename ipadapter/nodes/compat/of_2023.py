@@ -77,8 +77,8 @@ class OldApply(ApplyNode):
 def _with_noise(request: Request, noise: float) -> Request:
     """The negative picture that the `noise` of 2023 stood for: the reference, shuffled. 0 was off,
     a little above it all noise, and 1 the picture itself."""
-    if noise <= 0 or request.image is None or request.loaded.adapter.spec.face_dim:
-        return request  # there is no face in noise
+    if noise <= 0 or request.image is None:
+        return request
     negative = noise_image(NoiseType.SHUFFLE, 1.0 - min(noise, 1.0), image=request.image)
     return replace(request, image_negative=negative)
 
