@@ -104,6 +104,7 @@ def load_faces(folder: Path, pack: str, provider: str = "CPU") -> Any:
     `folder` is the host's models/insightface. The result goes through the INSIGHTFACE socket, and
     one made by another pack's loader serves `find_faces` as well.
     """
+    _library()  # without it a model pack is of no use: said first
     location, providers = check_pack(Path(folder), pack), _providers(provider)
     cpu, started = [PROVIDERS["CPU"]], partial(_start, location, Path(folder))
     if providers == cpu:

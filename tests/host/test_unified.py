@@ -187,18 +187,18 @@ FAILURES = {
         'No IP-Adapter for preset "PLUS (high strength)" on SD1.5 was found',
         "needed is Plus for SD1.5, made for ViT-H (1280)",
         "style.safetensors: a LoRA",
-        "Download ip-adapter-plus_sd15.safetensors from h94/IP-Adapter",
+        "Download ip-adapter-plus_sd15.safetensors (98.2 MB) from https://huggingface.co/h94/IP-Adapter/",
     ),
     "FACEID": (
         "The LoRA that belongs to bare.bin was not found",
         "needed is ip-adapter-faceid_sd15_lora.safetensors",
         "does not hold one itself",
-        "Download ip-adapter-faceid_sd15_lora.safetensors from h94/IP-Adapter-FaceID",
+        "Download ip-adapter-faceid_sd15_lora.safetensors (51.1 MB) from https://huggingface.co/h94/",
     ),
     "FACEID PLUS V2": (
         "No image encoder for the adapter was found",
         "needs ViT-H (1280)",
-        "Download h94/IP-Adapter, models/image_encoder/model.safetensors",
+        "(2.53 GB) from https://huggingface.co/h94/IP-Adapter/resolve/main/models/image_encoder/",
     ),
     "Kolors": ('Preset "Kolors" exists for SDXL and Kolors, the model is SD1.5',),
 }
