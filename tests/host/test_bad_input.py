@@ -376,7 +376,7 @@ INPUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "mask of no size": ({"attn_mask": torch.ones(1, 0, 8)}, ("attn_mask has shape (1, 0, 8)",)),
     "mask with NaN": ({"attn_mask": HOLE}, ("attn_mask holds NaN", "expected 0 (off) to 1 (on)")),
-    "weight_type": ({"weight_type": "original"}, ("weight_type is 'original'", "'linear'")),
+    "weight_type": ({"weight_type": "strong"}, ("weight_type is 'strong'", "'linear'")),
     "combine_embeds": ({"combine_embeds": "sum"}, ("combine_embeds is 'sum'", "'concat'")),
     "embeds_scaling": ({"embeds_scaling": "K only"}, ("embeds_scaling is 'K only'", "'V only'")),
     "ipadapter is text": ({"ipadapter": "plus"}, ("received a str", "IPAdapter Model Loader")),

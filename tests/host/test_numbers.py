@@ -59,7 +59,13 @@ def wires(host: Any) -> dict[str, Any]:
         weight=1.0,
     )
     mask = torch.ones(1, 16, 16)
-    more = {"pos_embed": positive, "neg_embed": negative, "record": record, "mask": mask}
+    more = {
+        "pos_embed": positive,
+        "neg_embed": negative,
+        "embeds": positive,
+        "record": record,
+        "mask": mask,
+    }
     pictures = ("image_style", "image_composition", "image_optional")
     prompt = [[torch.zeros(1, 77, 8), {}]]
     texts = {"weights": "1.0, 0.0", "method": "full batch", "type": "gaussian", "positive": prompt}
@@ -69,7 +75,8 @@ def wires(host: Any) -> dict[str, Any]:
 def node_ids() -> list[str]:
     """Nodes with numeric widgets; the test below holds this list against the schemas."""
     return [
-        "IPAAdapterFaceIDBatch", "IPAdapter", "IPAdapterAdvanced", "IPAdapterAttentionMap",
+        "IPAAdapterFaceIDBatch", "IPAdapter", "IPAdapterAdvanced", "IPAdapterApply",
+        "IPAdapterApplyEncoded", "IPAdapterApplyFaceID", "IPAdapterAttentionMap",
         "IPAdapterBatch", "IPAdapterClipVisionEnhancer", "IPAdapterClipVisionEnhancerBatch",
         "IPAdapterCombineWeights", "IPAdapterEmbeds", "IPAdapterEmbedsBatch", "IPAdapterEncoder",
         "IPAdapterFaceID", "IPAdapterFaceIDKolors", "IPAdapterHook", "IPAdapterMS",
@@ -77,12 +84,14 @@ def node_ids() -> list[str]:
         "IPAdapterPreciseStyleTransfer", "IPAdapterPreciseStyleTransferBatch",
         "IPAdapterRegionalConditioning", "IPAdapterStyleComposition",
         "IPAdapterStyleCompositionBatch", "IPAdapterTiled", "IPAdapterTiledBatch",
-        "IPAdapterWeights", "PrepImageForClipVision",
+        "IPAdapterWeights", "PrepImageForClipVision", "PrepImageForInsightFace",
     ]  # fmt: skip
 
 
 def test_every_node_with_numbers_is_tested_here(host: Any) -> None:
-    assert set(numeric(host)) - ELSEWHERE == set(node_ids())
+    found = set(numeric(host)) - ELSEWHERE
+    aliases = {f"{node_id}V2" for node_id in found | ELSEWHERE}  # the same class, another id
+    assert found - aliases == set(node_ids())
 
 
 @pytest.mark.parametrize("node_id", node_ids())
@@ -102,7 +111,7 @@ def test_what_is_no_number_is_refused_by_name(
 ) -> None:
     """Never a TypeError from somewhere inside, and never silently taken."""
     values = numeric(host)[node_id]
-    for name in values.keys() - {"weight_faceidv2"}:  # read for FaceID Plus v2 only
+    for name in values.keys() - {"weight_faceidv2", "weight_v2"}:  # read for FaceID Plus v2 only
         for bad in (object(), "strong", float("nan")):
             if name in ("image_weight", "weights_1", "weights_2") and bad != bad:
                 continue  # one or many: what they may be is checked where they are used, at Apply

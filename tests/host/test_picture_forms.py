@@ -54,6 +54,8 @@ NODES: dict[str, tuple[str, ...]] = {
     "IPAdapterFaceID": ("image",),
     "IPAdapterHook": ("image",),
     "PrepImageForClipVision": ("image",),
+    "PrepImageForInsightFace": ("image",),
+    "IPAdapterApply": ("image",),
     "IPAdapterNoise": ("image_optional",),
     "IPAdapterAttentionMap": ("image",),
 }

@@ -18,6 +18,7 @@ from torch.nn import functional
 from ...adapters.families import FaceVersion
 from ...apply.request import Request, chosen
 from ...attention.folding import EmbedsScaling
+from ...attention.weight_texts import number
 from ...host.faces import load_face_analysis
 from ...pictures.embeds import CombineMethod
 from ...pictures.images import CropPosition, prep_image
@@ -70,7 +71,8 @@ class OldApply(ApplyNode):
     ) -> Request:
         scaling = _SCALINGS[chosen(OldWeightType, weight_type, "weight_type")]
         return _with_noise(
-            Request(**given, embeds_scaling=scaling.value, per_item=unfold_batch), noise
+            Request(**given, embeds_scaling=scaling.value, per_item=unfold_batch),
+            number(noise, "noise"),
         )
 
 
@@ -287,10 +289,10 @@ class PrepImageForInsightFace(io.ComfyNode):
         sharpening: float = 0.0,
         pad_around: bool = True,
     ) -> io.NodeOutput:
-        room = _ROOM if pad_around else 0
+        room, amount = _ROOM if pad_around else 0, number(sharpening, "sharpening")
         position = chosen(CropPosition, crop_position, "crop_position")
         square = prep_image(
-            image, crop_position=position, sharpening=sharpening, size=_FACE_SIDE - 2 * room
+            image, crop_position=position, sharpening=amount, size=_FACE_SIDE - 2 * room
         )
         return io.NodeOutput(functional.pad(square, (0, 0, room, room, room, room), value=1.0))
 
