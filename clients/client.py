@@ -62,7 +62,9 @@ async def upload(session: aiohttp.ClientSession, image: Path) -> str:
         return (await answer.json())["name"]
 
 
-async def follow(events: aiohttp.ClientWebSocketResponse, graph: dict, prompt_id: str) -> None:
+async def follow(
+    events: aiohttp.ClientWebSocketResponse[bool], graph: dict, prompt_id: str
+) -> None:
     """Print what happens until the graph has ended; GraphError if a node fails."""
     async for message in events:
         event = message.json() if message.type is aiohttp.WSMsgType.TEXT else {}

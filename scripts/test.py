@@ -13,13 +13,13 @@ from tools.environment import ROOT, ready, say
 
 
 def checks(python: Path) -> dict[str, tuple[str | Path, ...]]:
-    """What is run before the tests. python: the interpreter whose packages the core's types are."""
-    types = ("-m", "pyright", "--project")
+    """What is run before the tests. python: the interpreter whose packages the types are of."""
+    types = ("-m", "pyright", "--pythonpath", python, "--project")
     return {
         "format": ("-m", "ruff", "format", "--check", ROOT),
         "lint": ("-m", "ruff", "check", ROOT),
         "types": (*types, ROOT / "pyproject.toml"),
-        "types of the core": (*types, ROOT / "pyright-core.json", "--pythonpath", python),
+        "types of the core": (*types, ROOT / "pyright-core.json"),
     }
 
 

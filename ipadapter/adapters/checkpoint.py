@@ -33,7 +33,7 @@ class Checkpoint:
     image_proj: TensorMap
     ip_adapter: TensorMap
     name: str
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     path: Path | None = None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ..adapters.adapter import Adapter
 from ..adapters.checkpoint import checkpoint_from_dict
 from ..errors import Problem
+from ..files.tensors import is_mapping
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +55,9 @@ def loaded_adapter(value: Any) -> LoadedAdapter:
         return value
     if isinstance(value, Adapter):
         return LoadedAdapter(value)
-    if isinstance(value, Mapping) and "ipadapter" in value:
+    if is_mapping(value) and "ipadapter" in value:
         return _from_foreign_loader(value)
-    if isinstance(value, Mapping) and "image_proj" in value:
+    if is_mapping(value) and "image_proj" in value:
         return LoadedAdapter(_foreign_adapter(value, "the connected IPADAPTER"))
     raise Problem.WRONG_INPUT(
         f"The ipadapter input received a {type(value).__name__}: expected the output of IPAdapter "
@@ -65,19 +66,19 @@ def loaded_adapter(value: Any) -> LoadedAdapter:
 
 
 def _from_foreign_loader(value: Mapping[str, Any]) -> LoadedAdapter:
-    def model(part: str) -> Any:
-        return (value.get(part) or {}).get("model")
+    def part(name: str) -> Mapping[str, Any]:
+        return value.get(name) or {}
 
-    raw = model("ipadapter")
+    raw: Any = part("ipadapter").get("model")
     if raw is None:
         raise Problem.WRONG_INPUT(
             "The connected IPADAPTER pipeline holds no adapter: its loader found none. Pick "
             "another preset, or use IPAdapter Model Loader."
         )
-    name = str((value["ipadapter"] or {}).get("file") or "the connected IPADAPTER")
-    foreign = isinstance(raw, Mapping) and not isinstance(raw, LoadedAdapter)
+    name = str(part("ipadapter").get("file") or "the connected IPADAPTER")
+    foreign = is_mapping(raw) and not isinstance(raw, LoadedAdapter)
     adapter = _foreign_adapter(raw, name) if foreign else loaded_adapter(raw).adapter
-    return LoadedAdapter(adapter, model("clipvision"), model("insightface"))
+    return LoadedAdapter(adapter, part("clipvision").get("model"), part("insightface").get("model"))
 
 
 def _foreign_adapter(state: Mapping[str, Any], name: str) -> Adapter:

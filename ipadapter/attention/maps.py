@@ -61,7 +61,7 @@ class AttentionRecord:
 
     kind: MapKind = MapKind.EFFECT
     blocks: Collection[str] = ("input", "middle", "output")
-    _sums: dict[Any, Tensor] = field(default_factory=dict)
+    _sums: dict[Any, Tensor] = field(default_factory=dict[Any, Tensor])
     _run: Mapping[Any, Any] | None = None
 
     def __call__(self, injection: Injection, query: Tensor, extra: Extra, call: CallState) -> None:

@@ -67,10 +67,10 @@ class CallState:
     sigmas: Tensor | None = None
     crops: tuple[Crop | None, ...] = ()
     placed: bool = True
-    prepared: MutableMapping[Any, Any] = field(default_factory=dict)
+    prepared: MutableMapping[Any, Any] = field(default_factory=dict[Any, Any])
     percent_to_sigma: Callable[[float], float] | None = None
     fresh: bool = False
-    _rows: dict[int, Rows] = field(default_factory=dict, init=False)
+    _rows: dict[int, Rows] = field(default_factory=dict[int, Rows], init=False)
 
     @cached_property
     def sigma(self) -> float | None:
@@ -158,7 +158,8 @@ def items_of(extra: Extra, chunk: int) -> tuple[int, ...]:
         if anchor is not None and anchor >= 0 and chunk % (len(named) + 1) == 0:
             named = [anchor, *named]
     else:
-        named = list((extra.get("ad_params") or {}).get("sub_idxs") or ())
+        evolved: Mapping[str, Any] = extra.get("ad_params") or {}
+        named = list(evolved.get("sub_idxs") or ())
     if not named:
         return tuple(range(chunk))
     if chunk % len(named) == 0:

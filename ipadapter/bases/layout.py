@@ -39,7 +39,9 @@ class StyleLayers:
     found by its users)."""
 
     style: frozenset[tuple[str, int]]
-    composition: Mapping[tuple[str, int], float] = field(default_factory=dict)
+    composition: Mapping[tuple[str, int], float] = field(
+        default_factory=dict[tuple[str, int], float]
+    )
 
 
 NO_STYLES = StyleLayers(frozenset())

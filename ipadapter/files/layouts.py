@@ -49,7 +49,8 @@ class Halves:
 def halves(keys: Iterable[str]) -> Halves:
     """Find the projector and the layers among a file's keys; empty where there are none."""
     keys = list(keys)
-    projector, layers = {}, {}
+    projector: dict[str, str] = {}
+    layers: dict[str, str] = {}
     for key in keys:
         root, _, name = key.partition(".")
         if root in _LAYERS:

@@ -10,11 +10,11 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -157,6 +157,11 @@ def _begins_safetensors(head: bytes) -> bool:
     return head[4:9] == b"\0\0\0\0{"
 
 
+def is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
+    """Whether a value is a dict or the like."""
+    return isinstance(value, Mapping)
+
+
 def flatten(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
     """Nested dicts of tensors as one dict with dotted keys; values that are no
     tensors are left out."""
@@ -166,7 +171,7 @@ def flatten(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
             flat[str(key)] = value
         elif isinstance(value, TensorMap):
             flat.update({f"{key}.{inner}": value[inner] for inner in value})
-        elif isinstance(value, Mapping):
+        elif is_mapping(value):
             prefix = "" if key == "state_dict" else f"{key}."
             flat.update({prefix + inner: tensor for inner, tensor in flatten(value).items()})
     return flat
@@ -183,10 +188,11 @@ def _open_safetensors(path: Path) -> TensorFile:
 
 
 @contextmanager
-def _stored(path: Path) -> Iterator[Any]:
+def _stored(path: Path) -> Generator[Any, None, None]:
     """A safetensors file, open: its library checks the whole header against the file's size."""
     try:
-        with safe_open(os.fspath(path), framework="pt", device="cpu") as stored:
+        opened: Any = safe_open(os.fspath(path), framework="pt", device="cpu")
+        with opened as stored:
             yield stored
     except SafetensorError as error:
         words = str(error).lower().replace(" ", "")  # releases differ in spaces and capitals
@@ -200,7 +206,7 @@ def _open_pickle(path: Path) -> TensorFile:
         state = _load_weights(path)
         if isinstance(state, torch.Tensor):  # old embeds files are one bare tensor: its key is ""
             state = {"": state}
-        tensors = flatten(state) if isinstance(state, Mapping) else None
+        tensors = flatten(state) if is_mapping(state) else None
     except pickle.UnpicklingError as error:
         raise Problem.PICKLE_REFUSED(
             f"{path.name} contains Python objects or code, not only weights, and was not loaded "

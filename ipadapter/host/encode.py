@@ -43,10 +43,11 @@ def see(request: Request) -> Seen:
     if image is None:
         image = read_reference(reading, require_picture(request.image), request.image_mask)
     negative = _connected(request.neg_embed, "neg_embed", loaded)
-    if negative is None and _is_nobody(reading, request.image_negative):
-        negative = _read_nobody(reading, as_rgb(request.image_negative, "image_negative"))
+    against = request.image_negative
+    if negative is None and against is not None and _is_nobody(reading, against):
+        negative = _read_nobody(reading, as_rgb(against, "image_negative"))
     if negative is None:
-        negative = other(request.image_negative, "image_negative")
+        negative = other(against, "image_negative")
     if negative is None:
         negative = read_nothing(loaded, image)
     return Seen(image, negative, other(request.image_composition, "image_composition"))
@@ -64,10 +65,10 @@ def _neutral(loaded: LoadedAdapter, embeds: ImageEmbeds) -> ImageEmbeds:
     return replace(embeds, **filled, shows=())
 
 
-def _is_nobody(reading: Reading, images: Tensor | None) -> bool:
+def _is_nobody(reading: Reading, images: Tensor) -> bool:
     """Whether an adapter that reads faces is to move away from pictures without any: noise, say."""
     analysis = reading.loaded.insightface
-    if images is None or analysis is None or not reading.loaded.adapter.spec.face_dim:
+    if analysis is None or not reading.loaded.adapter.spec.face_dim:
         return False
     return not any_face(analysis, as_rgb(images, "image_negative"))
 

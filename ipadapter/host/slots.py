@@ -10,7 +10,7 @@ import comfy.ldm.modules.attention as host_attention
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..attention.attn2_patch import AttentionPatch
+from ..attention.attn2_patch import AttentionPatch, Replacement
 from ..attention.injection import Injection, Recorder
 from ..attention.rows import Extra
 from ..bases.layout import BlockId, Layer
@@ -99,7 +99,8 @@ def chain(slots: Slots, ours: Mapping[SlotKey, AttentionPatch], block: BlockId) 
     """
     name, number, index = block
     kept = ours.get((name, number, index))
-    full, short = slots.get((name, number, index)), slots.get((name, number))
+    full: Replacement | None = slots.get((name, number, index))
+    short: Replacement | None = slots.get((name, number))
     holder = short if full is None else full
     if holder is None:  # nobody came, or somebody took ours away
         return AttentionPatch(text_attention)

@@ -91,7 +91,7 @@ def why_not_model(spec: AdapterSpec, model: ModelFacts) -> str:
 
 def _missing_section(folders: ModelFolders) -> list[str]:
     """What to get for the usual presets of each base, without a checkpoint to judge by."""
-    lines = []
+    lines: list[str] = []
     for base, preset in _USUAL:
         try:
             choose(preset, base, folders.adapters, folders.encoders, folders.loras)

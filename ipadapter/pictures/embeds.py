@@ -150,7 +150,7 @@ class ImageEmbeds:
         return len(next(iter(self.tensors().values())))
 
     def __str__(self) -> str:
-        parts = []
+        parts: list[str] = []
         if self.features is not None:
             name = encoder_name(self.source, self.features.shape[-1])
             parts.append(f"{self.source.output.value} of {name}")
@@ -309,7 +309,7 @@ def _from_file(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Im
 
 def _mismatch(embeds: ImageEmbeds, spec: AdapterSpec) -> str:
     """What the adapter takes, if these embeds are something else."""
-    wanted = []
+    wanted: list[str] = []
     if spec.embed_dim:
         wanted.append(f"{spec.embed_source.output.value} of {spec.encoder_name}")
     if spec.face_dim:

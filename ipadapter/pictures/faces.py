@@ -157,7 +157,7 @@ def _why_not_on(analysis: Any, provider: str) -> str:
 
 def _ort_errors() -> tuple[type[Exception], ...]:
     """What a provider that does not work raises: onnxruntime's own classes share no base."""
-    state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
 
     kinds = [kind for kind in vars(state).values() if isinstance(kind, type)]
     own = [kind for kind in kinds if issubclass(kind, Exception)]
@@ -293,8 +293,7 @@ def _providers(provider: str) -> list[str]:
         raise Problem.BAD_VALUE(
             f"provider: expected one of {', '.join(PROVIDERS)}, got {provider!r}."
         )
-    import onnxruntime
-
+    onnxruntime: Any = importlib.import_module("onnxruntime")
     wanted, cpu = PROVIDERS[provider], PROVIDERS["CPU"]
     available = onnxruntime.get_available_providers()
     if wanted not in available:
@@ -335,7 +334,7 @@ def _apply_policy(
     if not without or missing is MissingFace.SKIP:
         return faces
     previous = faces[0][1]  # pictures before the first face get the first
-    filled = []
+    filled: list[tuple[int, _Found]] = []
     for index, face in enumerate(found):
         previous = face or previous
         filled.append((index, previous))

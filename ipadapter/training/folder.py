@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,14 +66,15 @@ def read_folder(folder: Path, skip_unreadable: bool = False) -> PictureFolder:
 
 def read_picture(path: Path) -> Tensor:
     """(1, height, width, 1, 3 or 4), 0..1, turned as its EXIF data says."""
-    with Image.open(path) as opened:
+    opened = Image.open(path)
+    with opened:
         picture = ImageOps.exif_transpose(opened)
         if picture.mode[0] in _MOST:  # grey of 16 bits or of floats, which Pillow's RGB cuts to 8
             values = np.asarray(picture, dtype=np.float32) / _MOST[picture.mode[0]]
             return torch.from_numpy(values)[None, :, :, None]
         has_alpha = "A" in picture.getbands() or "transparency" in picture.info
-        levels = np.asarray(picture.convert("RGBA" if has_alpha else "RGB"))
-    return torch.from_numpy(levels.copy()).float().div(255).unsqueeze(0)
+        levels = np.array(picture.convert("RGBA" if has_alpha else "RGB"))
+    return torch.from_numpy(levels).float().div(255).unsqueeze(0)
 
 
 def _problem(path: Path) -> tuple[str, str] | None:
@@ -124,7 +125,7 @@ def _savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explained(path: Path) -> Generator[None, None, None]:
     """Turn what an operating system says into what to do."""
     try:
         yield

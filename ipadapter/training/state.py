@@ -38,7 +38,7 @@ class TrainState:
     generator: Tensor
     queue: Tensor
     losses: Tensor
-    average: Mapping[str, Tensor] = field(default_factory=dict)
+    average: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     compared: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.float64))
 
     @property

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -154,7 +155,9 @@ class Trainer:
         parts = [self._part() for _ in range(self.settings.accumulation)]
         total = sum(loss / len(parts) for _, loss in parts)
         draw, last = parts[-1]
-        norms = [p.grad.norm() for p in self.adapter.parameters() if p.grad is not None]
+        norms: list[Tensor] = [
+            p.grad.norm() for p in self.adapter.parameters() if p.grad is not None
+        ]
         if not (math.isfinite(total) and torch.isfinite(torch.stack(norms)).all()):
             found = f"the loss is {total}" if not math.isfinite(total) else "a gradient is infinite"
             raise StepFailed(found)
@@ -204,7 +207,8 @@ class Trainer:
         self.generator.set_state(state.generator)
         self.queue = state.queue.clone()
         self.losses = state.losses.tolist()
-        self.compared = [(int(step), share) for step, share in state.compared.tolist()]
+        compared: Any = state.compared.tolist()
+        self.compared = [(int(step), share) for step, share in compared]
 
 
 def train(trainer: Trainer, report: Callable[[int, float], bool]) -> str | None:

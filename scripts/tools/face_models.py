@@ -9,6 +9,7 @@ and outputs and is a fixed random projection. The other files of a pack are ther
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -107,7 +108,7 @@ class _Graph:
         self.constants.append(numpy_helper.from_array(np.asarray(value, dtype=dtype), name))
         return name
 
-    def add(self, kind: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self.nodes.append(
             helper.make_node(kind, inputs, [output], name=f"n_{output}", **attributes)
         )

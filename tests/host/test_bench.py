@@ -73,6 +73,4 @@ def test_a_copy_of_this_pack_serves_as_the_peer(host: Any, tmp_path: Any) -> Non
 
 
 def host_mappings(host: Any) -> dict[str, Any]:
-    import nodes
-
-    return nodes.NODE_CLASS_MAPPINGS
+    return importlib.import_module("nodes").NODE_CLASS_MAPPINGS

@@ -102,7 +102,7 @@ def test_any_inputs(scene: Scene, before: Tensor, node: str, record_property: An
         max_examples=cases(12),
         derandomize=cases(1) == 1,  # without more cases, the same every time
         deadline=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=tuple(HealthCheck.__members__.values()),
         database=None,
     )
     @given(common, MORE[node], st.integers(1, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -55,7 +56,5 @@ def test_calls_one_node(host: Any) -> None:
 
 
 def test_the_hosts_own_server_modules_can_be_imported(host: Any) -> None:
-    import server
-    from utils.install_util import get_missing_requirements_message
-
-    assert server.PromptServer and callable(get_missing_requirements_message)
+    server, utils = (importlib.import_module(name) for name in ("server", "utils.install_util"))
+    assert server.PromptServer and callable(utils.get_missing_requirements_message)

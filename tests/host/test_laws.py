@@ -187,7 +187,7 @@ def test_cond_rows_get_the_image_and_uncond_rows_the_negative(scene: Scene) -> N
 def test_swapping_text_pictures_and_the_sign_of_guidance_gives_the_same(scene: Scene) -> None:
     model = scene.apply(image=picture(1), image_negative=picture(2))
     swapped = scene.apply(image=picture(2), image_negative=picture(1))
-    texts = {"positive": scene.negative, "negative": scene.positive}
+    texts: Any = {"positive": scene.negative, "negative": scene.positive}
     latents = scene.sample(model, cfg=4.0)
     assert difference(latents, scene.sample(swapped, cfg=-3.0, **texts)) < ROUNDING
 

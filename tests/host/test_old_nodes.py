@@ -118,7 +118,7 @@ class TestApply:
 
     @pytest.mark.parametrize("kind", SCALINGS)
     def test_weight_type_is_todays_scaling(self, host: Any, given: Any, kind: str) -> None:
-        settings = {"weight": 0.6, "start_at": 0.0, "end_at": 0.9}
+        settings: Any = {"weight": 0.6, "start_at": 0.0, "end_at": 0.9}
         (model,) = host.call("IPAdapterApply", **given, **settings, weight_type=kind)
         wanted = advanced(host, **given, **settings, embeds_scaling=SCALINGS[kind])
         assert same(model, wanted)

@@ -49,7 +49,7 @@ class NarrowControl(nn.Module):
     ) -> list[Tensor]:
         """Two tensors for the skips, input order, and one for the middle; hint (B, 3, 8h, 8w)."""
         emb = self.time_embed(narrow.timestep_embedding(timesteps))
-        hidden = self.input_blocks[0][0](latents) + self.input_hint_block(hint)
+        hidden = self.input_blocks.get_submodule("0.0")(latents) + self.input_hint_block(hint)
         out = [self.zero_convs[0](hidden)]
         hidden = narrow.run_layers(self.input_blocks[1], hidden, emb, context)
         out.append(self.zero_convs[1](hidden))
@@ -59,8 +59,8 @@ class NarrowControl(nn.Module):
 
 def _zero_conv(channels: int) -> nn.Sequential:
     convolution = nn.Conv2d(channels, channels, 1)
-    nn.init.zeros_(convolution.weight)
-    nn.init.zeros_(convolution.bias)
+    for parameter in convolution.parameters():
+        nn.init.zeros_(parameter)
     return nn.Sequential(convolution)
 
 

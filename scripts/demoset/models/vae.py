@@ -5,6 +5,7 @@ There is no normalisation in it, so zero rows and columns for the unused channel
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ WIDE = 64
 LATENT_SCALE = 0.18215  # SD1.5's; the host multiplies latents by it before the UNet sees them
 
 
-def _conv(n_in: int, n_out: int, **options: object) -> nn.Conv2d:
+def _conv(n_in: int, n_out: int, **options: Any) -> nn.Conv2d:
     return nn.Conv2d(n_in, n_out, 3, padding=1, **options)
 
 
@@ -31,11 +32,10 @@ class Block(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Sequential(
-            _conv(width, width), nn.ReLU(), _conv(width, width), nn.ReLU(), _conv(width, width)
-        )
+        first, second, last = (_conv(width, width) for _ in range(3))
+        self.conv = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
         self.fuse = nn.ReLU()
-        nn.init.zeros_(self.conv[4].weight)
+        nn.init.zeros_(last.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fuse(self.conv(x) + x)

@@ -79,10 +79,10 @@ class FrozenNarrow:
         self.unet = narrow.NarrowUNet(widths)
         self.unet.load_state_dict(state)
         self.unet.requires_grad_(False)
-        self.unet.to(device=device, memory_format=torch.channels_last)
+        narrow.placed(self.unet, device)
         self.attentions: list[WithImage] = []
         for block in BLOCKS:
-            transformer = self.unet.get_submodule(block).transformer_blocks[0]
+            transformer: Any = self.unet.get_submodule(f"{block}.transformer_blocks.0")
             transformer.attn2 = WithImage(transformer.attn2)
             self.attentions.append(transformer.attn2)
 

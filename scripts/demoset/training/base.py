@@ -79,7 +79,7 @@ class Trainer:
     def __init__(self, widths: narrow.Widths, device: str, seed: int) -> None:
         torch.manual_seed(seed)
         self.device = device
-        self.unet = narrow.NarrowUNet(widths).to(device=device, memory_format=torch.channels_last)
+        self.unet = narrow.placed(narrow.NarrowUNet(widths), device)
         self.optimiser = torch.optim.AdamW(
             self.unet.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01
         )

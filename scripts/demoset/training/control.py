@@ -76,7 +76,7 @@ def main() -> None:
     base = finetune.frozen_base(options)
     control = NarrowControl(base.widths)
     control.start_from(base)
-    control.to(device=options.device, memory_format=torch.channels_last)
+    narrow.placed(control, options.device)
     trained = finetune.fit(control, options, training_loss(control, base, options))
     path = options.out / STORED
     narrow.save(trained, base.widths, path)

@@ -61,7 +61,7 @@ def frozen_base(options: argparse.Namespace) -> narrow.NarrowUNet:
     unet = narrow.NarrowUNet(widths)
     unet.load_state_dict(state)
     unet.requires_grad_(False)
-    return unet.to(device=options.device, memory_format=torch.channels_last)
+    return narrow.placed(unet, options.device)
 
 
 def drawn_scenes(seed: int, count: int) -> list[tuple[int, scenes.Scene, torch.Tensor]]:

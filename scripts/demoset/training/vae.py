@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..models.narrow import placed
 from ..models.vae import NarrowVAE, save
 from ..world.scenes import batch, load_photos, photo_crop, scene_rng
 
@@ -55,7 +56,7 @@ def loss_of(
 def train(out: Path, seconds: float, batch_size: int, device: str, seed: int = 7) -> None:
     """Train for a wall-clock budget with a cosine rate over it; saves weights every two minutes."""
     torch.manual_seed(seed)
-    vae = NarrowVAE().to(device=device, memory_format=torch.channels_last)
+    vae = placed(NarrowVAE(), device)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
     generator = torch.Generator(device).manual_seed(seed)
     photos, began, saved, step = load_photos(), time.time(), time.time(), 0

@@ -4,6 +4,8 @@ maths.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.models.adapters import shapes_of, synthetic_adapter
@@ -42,7 +44,7 @@ TINY = [
 
 
 def make(
-    family: Family, base: str, tiny: bool = True, **changes: object
+    family: Family, base: str, tiny: bool = True, **changes: Any
 ) -> tuple[AdapterSpec, dict[str, Tensor], nn.Module]:
     """(spec, image_proj tensors, projector) with seeded random weights."""
     changes.setdefault("layer_widths", (8, 8))
@@ -65,7 +67,7 @@ def diffusers_projection(tensors: dict[str, Tensor]) -> nn.Module:
     """diffusers' own projector, filled by diffusers' own key conversion."""
     from diffusers import UNet2DConditionModel
 
-    convert = UNet2DConditionModel._convert_ip_adapter_image_proj_to_diffusers
+    convert: Any = UNet2DConditionModel._convert_ip_adapter_image_proj_to_diffusers
     return convert(None, tensors, low_cpu_mem_usage=False).train(False)
 
 
@@ -115,7 +117,7 @@ def test_full_size_matches_diffusers(family: Family, base: str) -> None:
 def test_shortcut_matches_diffusers(family: Family) -> None:
     pytest.importorskip("diffusers")
     spec, tensors, projector = make(family, "SDXL", depth=4, num_tokens=4)
-    reference = diffusers_projection(tensors)
+    reference: Any = diffusers_projection(tensors)
     reference.shortcut, reference.shortcut_scale = True, 0.7
     x = inputs(spec)
     result = projector(x["face"], x["hidden"], scale=0.7, shortcut=True)

@@ -4,6 +4,8 @@ called.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from support.models import diffusers_layouts as layouts
 from support.models.adapters import shapes_of, synthetic_adapter
@@ -18,7 +20,7 @@ from ipadapter.bases.unet import BASES
 NONSENSE = "model (1).safetensors"
 
 
-def spec_of(family: Family, base: str, name: str, **changes: object) -> AdapterSpec:
+def spec_of(family: Family, base: str, name: str, **changes: Any) -> AdapterSpec:
     nested = synthetic_adapter(family, base, **changes)
     return identify(shapes_of(nested["image_proj"]), shapes_of(nested["ip_adapter"]), name)
 

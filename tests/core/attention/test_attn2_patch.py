@@ -43,8 +43,11 @@ def text(query: Tensor, key: Tensor, value: Tensor, extra: Any) -> Tensor:
     return query * 0.5 + 1.0
 
 
-def run(patch: Any, rows: int = 4, seed: int = 0, **extra: Any) -> tuple[Tensor, Tensor]:
-    """The query and what the patch makes of it."""
+def run(
+    patch: Any, rows: int = 4, seed: int = 0, call: CallState | None = None, **extra: Any
+) -> tuple[Tensor, Tensor]:
+    """The query and what the patch makes of it. call: what the host's seam has noted."""
+    extra |= {CALL_KEY: call} if call else {}
     query = random(rows, LENGTH, WIDTH, seed=seed)
     keys = random(rows, 4, WIDTH, seed=99)
     return query, patch(query, keys, keys, {**UNCOND_COND, **extra})
@@ -93,7 +96,7 @@ def test_a_caller_that_says_nothing_is_all_cond() -> None:
 def test_the_call_state_of_the_host_goes_before_its_options() -> None:
     one = injection()
     call = CallState((True, False), (0, 1))
-    query, out = run(AttentionPatch(text, [one]), **{CALL_KEY: call})
+    query, out = run(AttentionPatch(text, [one]), call=call)
     rows = [(True, 0), (True, 1), (False, 0), (False, 1)]
     assert_adds(out, query, added(one, query, rows))
 
@@ -164,14 +167,14 @@ def test_a_window_that_does_not_fit_is_left_out(window: list[int] | None) -> Non
 def test_tiles_repeat_the_whole_batch() -> None:
     one = injection(items=2)
     call = CallState((False, True), (0, 1))
-    query, out = run(AttentionPatch(text, [one]), rows=8, **{CALL_KEY: call})
+    query, out = run(AttentionPatch(text, [one]), rows=8, call=call)
     assert_adds(out, query, added(one, query, TWO_AND_TWO * 2))
 
 
 def test_a_batch_made_up_otherwise_counts_rows_from_0() -> None:
     one = injection(items=3)
     call = CallState((False, True), (0, 1))
-    query, out = run(AttentionPatch(text, [one]), rows=6, **{CALL_KEY: call})
+    query, out = run(AttentionPatch(text, [one]), rows=6, call=call)
     rows = [(cond, item) for cond in (False, True) for item in range(3)]
     assert_adds(out, query, added(one, query, rows))
 
@@ -179,7 +182,7 @@ def test_a_batch_made_up_otherwise_counts_rows_from_0() -> None:
 def test_an_odd_batch_is_all_cond() -> None:
     one = injection()
     call = CallState((False, True), (0, 1))
-    query, out = run(AttentionPatch(text, [one]), rows=3, **{CALL_KEY: call})
+    query, out = run(AttentionPatch(text, [one]), rows=3, call=call)
     assert_adds(out, query, added(one, query, [(True, 0)] * 3))
 
 
@@ -347,7 +350,7 @@ def test_full_precision_attention_is_kept_where_the_host_asks_for_it() -> None:
     zero = AttentionPatch(lambda q, *_: torch.zeros_like(q), [one])
     out = zero(half, half, half, extra)
     assert out.dtype == torch.float16
-    kv = Injection(LayerKeyValue(*(_half(p) for p in (one.layer.cond, one.layer.uncond))))
+    kv = Injection(LayerKeyValue(_half(one.layer.cond), _half(one.layer.uncond)))
     assert (out.double() - added(kv, half, TWO_AND_TWO)).abs().max() < 3e-3
 
 

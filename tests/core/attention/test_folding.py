@@ -48,7 +48,7 @@ def penalised(query: Tensor, key: Tensor, value: Tensor, weight: float) -> Tenso
 
 def mean_penalised(query: Tensor, key: Tensor, value: Tensor, weight: float) -> Tensor:
     small = weight * WIDTH / 1280
-    mean = sum(value[token] for token in range(len(value))) / len(value)
+    mean = torch.stack([value[token] for token in range(len(value))]).sum(0) / len(value)
     rest = torch.stack([value[token] - mean for token in range(len(value))])
     return attend(query, KeyValue(small * key[None], rest[None])) + small * mean.double()
 

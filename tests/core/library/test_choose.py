@@ -70,6 +70,7 @@ def test_random_names(tmp_path: Path, preset: str, base: str) -> None:
         index = [f for f in OFFICIAL_FILES if f.lora].index(needed)
         assert choice.lora.name == f"lora{index}.safetensors"
     if choice.encoder:
+        assert choice.encoder.contents.encoder
         index = [facts[0] for facts in ENCODER_FILES.values()].index(
             choice.encoder.contents.encoder.hidden
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,7 @@ def one_warning(caplog: pytest.LogCaptureFixture) -> str:
 
 
 def provider_errors() -> list[Exception]:
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
+    state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     text = "[ONNXRuntimeError] : 1 : FAIL : libcublasLt.so.12: cannot open shared object file\nat x"
     kinds = [RuntimeError, OSError, ValueError, state.Fail, state.EPFail, state.RuntimeException]
     return [kind(text) for kind in kinds]

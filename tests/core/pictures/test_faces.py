@@ -9,7 +9,7 @@ import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -188,7 +188,7 @@ def test_wrong_inputs(analysis: Any) -> None:
     with pytest.raises(ValueError, match=r"at least one image, got \(0, 8, 8, 3\)"):
         find_faces(analysis, torch.zeros(0, 8, 8, 3), 224)
     with pytest.raises(ValueError, match="got NoneType"):
-        find_faces(analysis, None, 224)
+        find_faces(analysis, cast("Tensor", None), 224)
 
 
 def test_detection_sizes() -> None:

@@ -68,7 +68,8 @@ def test_standard_sd15_adapter_has_the_papers_parameter_count() -> None:
     plan = ProjectorPlan(Family.STANDARD, 1024, token_dim)
     with torch.device("meta"):
         projector = plan.family.row.projector(plan.shapes)
-        layers = {2 * i + 1: 2 * (torch.empty(w, token_dim),) for i, w in enumerate(widths)}
+        matrices = [torch.empty(width, token_dim) for width in widths]
+        layers = {2 * i + 1: (matrix, matrix) for i, matrix in enumerate(matrices)}
     adapter = TrainableAdapter(projector, layers, plan.family)
     assert sum(parameter.numel() for parameter in adapter.parameters()) == 22_319_616
     assert all(parameter.requires_grad for parameter in adapter.parameters())
@@ -192,6 +193,11 @@ def test_every_sample_comes_once_a_round() -> None:
     assert sorted(run.draw().samples.tolist()) == list(range(7))
 
 
+def gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def test_accumulation_is_a_larger_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = trainer(replace(SETTINGS, batch_size=6)).draw()
 
@@ -201,7 +207,7 @@ def test_accumulation_is_a_larger_batch(monkeypatch: pytest.MonkeyPatch) -> None
         draws = [type(draw)(*part) for part in parts]
         monkeypatch.setattr(run, "draw", lambda: draws.pop(0))
         run.step()
-        return torch.cat([p.grad.flatten() for p in run.adapter.parameters()])
+        return torch.cat([gradient(p).flatten() for p in run.adapter.parameters()])
 
     one, three = gradients(6), gradients(2)
     assert (one - three).norm() < 1e-5 * one.norm()

@@ -156,7 +156,7 @@ def links(patch: Any) -> list[Any]:
 def alive() -> dict[str, int]:
     """Objects of the kinds that a leak would be made of, tensors outside the caches and their
     storage, and what the caches hold."""
-    counts = Counter(dict.fromkeys((*COUNTED, "tensors", "cache_kb"), 0))
+    counts: Counter[str] = Counter(dict.fromkeys((*COUNTED, "tensors", "cache_kb"), 0))
     storages, kinds = {}, tuple(module.TensorCache for module in caches())
     for item in gc.get_objects():
         name = type(item).__name__

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..models.unets import TINY_SD15, Geometry, build_model, random_adapter
+from ..models.unets import TINY_SD15, Geometry, Pair, build_model, random_adapter
 from ..models.vision import tiny_clip_vision
 from ..references.parity import model_output
 
@@ -37,17 +37,5 @@ def tiny_wires(host: Any, pictures: int = 1) -> dict[str, Any]:
 
 def same(one: Any, other: Any) -> bool:
     """Whether two MODELs of TINY_SD15 predict the same noise, bit for bit."""
-    pair = _Inputs()
+    pair = Pair(TINY_SD15, reference=None, model=None)
     return torch.equal(model_output(pair, one), model_output(pair, other))
-
-
-class _Inputs:
-    """The inputs part of a `support.unets.Pair`."""
-
-    extra: dict[str, Any] = {}  # noqa: RUF012
-
-    def inputs(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        g = torch.Generator().manual_seed(7)
-        size, dim = TINY_SD15.latent, TINY_SD15.context_dim
-        latents = torch.randn(2, 4, size, size, generator=g)
-        return latents, torch.full((2,), 500.0), torch.randn(2, 77, dim, generator=g)

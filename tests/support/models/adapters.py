@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -61,7 +62,7 @@ def synthetic_adapter(
     tiny: bool = False,
     device: str = "meta",
     seed: int = 0,
-    **changes: object,
+    **changes: Any,
 ) -> Nested:
     """{"image_proj": {...}, "ip_adapter": {...}} in fp32 (fp16 with dtype=torch.float16).
 

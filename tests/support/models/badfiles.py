@@ -21,7 +21,7 @@ from .adapters import Nested, Shapes, flat, synthetic_adapter
 from .encoders import SMALL, clip, random_weights, save_folder
 from .modelfiles import adapter_file, encoder_shapes, lora_shapes, sparse_safetensors
 
-FOUR_LAYERS = {"layer_widths": (320,) * 4}  # what the random checkpoint's UNet has
+FOUR_LAYERS: dict[str, Any] = {"layer_widths": (320,) * 4}  # what the random checkpoint's UNet has
 PAGE = b"<!DOCTYPE html>\n<html><head><title>401 Unauthorized</title></head></html>"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 44642768\n"
 

@@ -28,7 +28,7 @@ _SDXL = {
 CONFIGS: dict[str, dict[str, Any]] = {"SD1.5": _SD15, "SDXL": _SDXL, "Kolors": _SDXL}
 
 
-def diffusers_unet(**config: Any) -> torch.nn.Module:
+def diffusers_unet(**config: Any) -> Any:
     """diffusers' UNet without numbers."""
     diffusers = pytest.importorskip("diffusers")
     with torch.device("meta"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ class Models:
         for folder in self.folders.values():
             folder.mkdir(parents=True, exist_ok=True)
 
-    def adapter(self, name: str, file: OfficialFile, **changes: object) -> None:
+    def adapter(self, name: str, file: OfficialFile, **changes: Any) -> None:
         nested = synthetic_adapter(file.family, file.base, **(file.changes | changes))
         data = {}
         if file.lora and changes.get("lora", True):

@@ -23,7 +23,8 @@ def cases(usual: int) -> int:
 def peak() -> tuple[int, int]:
     """Bytes this process holds, and the most it has held since `forget_peak`."""
     lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    return tuple(int(lines[name].split()[0]) << 10 for name in ("VmRSS", "VmHWM"))
+    now, most = (int(lines[name].split()[0]) << 10 for name in ("VmRSS", "VmHWM"))
+    return now, most
 
 
 def forget_peak() -> None:

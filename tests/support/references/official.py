@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def official(module: str) -> ModuleType:
         package = ModuleType(PACKAGE)
         package.__path__ = [str(Path(next(iter(found.submodule_search_locations))))]
         sys.modules[PACKAGE] = package
-    stand_in = ModuleType(MOVED)
+    stand_in: Any = ModuleType(MOVED)
     stand_in.MultiControlNetModel = object
     before = sys.modules.get(MOVED)
     sys.modules[MOVED] = stand_in

@@ -38,7 +38,7 @@ class NaiveAdapter:
         tokens = self.cond if row.is_cond else self.uncond
         tokens = tokens[min(row.item, len(tokens) - 1)].double()
         weight = self.weight
-        if not isinstance(weight, float):
+        if not isinstance(weight, (int, float)):
             weight = weight[min(row.item, len(weight) - 1)]
         weights = self.state["ip_adapter"]
         key = tokens @ weights[f"{2 * layer + 1}.to_k_ip.weight"].double().T
