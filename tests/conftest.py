@@ -92,8 +92,8 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A real ComfyUI in this process with the pack loaded into it: a
-    `support.hosts.process.Host`."""
+    """A real ComfyUI in this process with the pack loaded into
+    it: a `support.hosts.process.Host`."""
     from support.hosts.process import start
 
     host = start(tmp_path_factory.mktemp("comfyui"))

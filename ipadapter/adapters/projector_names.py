@@ -1,7 +1,7 @@
 """Projectors under diffusers' names, told by them and given back their official ones.
 
 diffusers renames every projector that it loads, and splits to_kv:
-https://github.com/huggingface/diffusers/blob/v0.42.0/src/diffusers/loaders/unet.py
+https://github.com/huggingface/diffusers/blob/58eb52c0803ea9af3abec60841c2a093bdf1f951/src/diffusers/loaders/unet.py#L379
 """
 
 from __future__ import annotations

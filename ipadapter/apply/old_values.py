@@ -40,7 +40,7 @@ def todays(value: Any, name: str) -> Any:
 
 
 def todays_scaling(weight_type: str, scaling: str) -> str:
-    """The scaling that an old weight type stands for, unless another one than the default was
-    chosen."""
+    """The scaling that an old weight type stands for, unless another one than the
+    default was chosen."""
     implied = OLD_SCALINGS.get(weight_type)
     return implied.value if implied and scaling == EmbedsScaling.V_ONLY.value else scaling

@@ -67,8 +67,8 @@ class AttentionPatch:
 
     @torch.compiler.disable()
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, extra_options: Extra) -> Tensor:
-        """query: (rows, length, width); key, value: (rows, text tokens, width). Returns query's
-        shape."""
+        """query: (rows, length, width); key, value: (rows, text tokens, width).
+        Returns query's shape."""
         done: list[Term] = []
         # What came after us may have kept our patch and call it: each term acts once.
         inner = {**extra_options, _DONE: done} if self.previous else extra_options

@@ -1,5 +1,5 @@
-"""When an adapter acts: a range of the sampling, in percent for people and in sigma for the
-sampler."""
+"""When an adapter acts: a range of the sampling, in percent for people and in sigma
+for the sampler."""
 
 from __future__ import annotations
 

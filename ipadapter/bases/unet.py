@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from .layout import Layer, Layout, StyleLayers
 
+# up_blocks.0.attentions.1 is style, down_blocks.2.attentions.1 composition, in diffusers' words:
+# https://github.com/instantX-research/InstantStyle/blob/6b40588e263c958653353ec24eb7eb990cfa3da7/README.md?plain=1#L34
 _SDXL_STYLE = StyleLayers(frozenset({("output", 1)}), {("input", 8): 1.0})
 _SD15_STYLE = StyleLayers(
     frozenset({*(("input", n) for n in (1, 2, 4, 5)), *(("output", n) for n in range(5, 12))}),

@@ -144,6 +144,7 @@ def clip_image(image: Tensor, size: int = 224, fit: Fit = Fit.CROP, name: str = 
     CROP is the Hugging Face rule: the short side becomes `size`, the long side is truncated (not
     rounded) to a whole pixel, and the centre is kept. PAD keeps everything on a field of CLIP's
     mean colour. SQUASH ignores the proportions.
+    https://github.com/huggingface/transformers/blob/06053b84c14d72e9789fbf27844a75aa89b3ded7/src/transformers/models/clip/image_processing_clip.py#L53
     """
     image = as_rgb(image, name)
     height, width = image.shape[1:3]

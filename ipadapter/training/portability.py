@@ -8,7 +8,7 @@ from ..adapters.families import Family
 from ..files.tensors import Shapes
 
 # What diffusers takes for granted instead of reading it from the file, and many a pack with it:
-# https://github.com/huggingface/diffusers/blob/v0.42.0/src/diffusers/loaders/unet.py#L379
+# https://github.com/huggingface/diffusers/blob/58eb52c0803ea9af3abec60841c2a093bdf1f951/src/diffusers/loaders/unet.py#L379
 _TOKENS = {
     Family.STANDARD: 4,
     Family.FACEID_PLUS: 4,

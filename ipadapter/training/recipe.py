@@ -87,7 +87,9 @@ class NoiseSchedule:
         return signal * latents + amount * noise
 
     def weights(self, timesteps: Tensor, min_snr: float) -> Tensor:
-        """Weight of each sample's error (n,), for `TrainSettings.min_snr`."""
+        """Weight of each sample's error (n,), for `TrainSettings.min_snr`. As in
+        https://github.com/huggingface/diffusers/blob/58eb52c0803ea9af3abec60841c2a093bdf1f951/examples/text_to_image/train_text_to_image.py#L1025-L1035
+        """
         signal, amount = (part.flatten() for part in self.amounts(timesteps))
         snr = (signal / amount).square()
         offset = 1 if self.prediction is Prediction.V else 0

@@ -1,5 +1,5 @@
-"""Graphs of nodes with inputs and outputs by name; `workflow_formats.py` makes them files and
-prompts."""
+"""Graphs of nodes with inputs and outputs by name; `workflow_formats.py` makes them
+files and prompts."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ class Graph:
 
 @dataclass
 class Base:
-    """What every graph has around its image prompt: checkpoint, prompts, latents, the sampler's
-    settings."""
+    """What every graph has around its image prompt: checkpoint, prompts, latents,
+    the sampler's settings."""
 
     graph: Graph
     checkpoint: Node

@@ -24,8 +24,8 @@ PATCHES = 257  # what ViT-H gives of a picture
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A Plus adapter of the official shapes in a file, and a MODEL without weights to apply it
-    to."""
+    """A Plus adapter of the official shapes in a file, and a MODEL without weights to
+    apply it to."""
 
     bench: Bench
     path: Path

@@ -16,8 +16,8 @@ from .harness import Bench, Row
 
 
 def encode(bench: Bench) -> Iterator[Row]:
-    """Encoding pictures with a tiny encoder: what the pack adds to the encoder itself, and what is
-    saved."""
+    """Encoding pictures with a tiny encoder: what the pack adds to the encoder itself, and
+    what is saved."""
     from support.models.vision import tiny_clip_vision
 
     vision, spec = bench.module("host.encode"), bench.module("adapters.spec")

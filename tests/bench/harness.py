@@ -83,8 +83,8 @@ class Bench:
         return applied(self.module, model, adapter, prompt, weighting, mask=mask)
 
     def paired(self, runs: Mapping[str, Run], repeat: int | None = None) -> dict[str, float]:
-        """Median seconds of each run; the runs take turns, so that a drift of the machine hits all
-        alike."""
+        """Median seconds of each run; the runs take turns, so that a drift of the machine
+        hits all alike."""
         times: dict[str, list[float]] = {name: [] for name in runs}
         for run in runs.values():
             run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -69,3 +70,18 @@ def test_one_folder_only_is_taken_for_templates() -> None:
     """Of a pack's folders with these names the server lists all and serves the first it finds."""
     names = ("example_workflows", "example", "examples", "workflow", "workflows")
     assert [name for name in names if (ROOT / name).is_dir()] == ["workflows"]
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "README.md"])
+def test_pages_name_files_that_exist(page: str) -> None:
+    quoted = re.findall(r"`([^`\n]+)`", (ROOT / page).read_text("utf-8"))
+    named = [name for name in quoted if re.fullmatch(r"[\w.]+(/[a-z_.\d]+)+\.\w+", name)]
+    folders = (ROOT, ROOT / "ipadapter")
+    assert not [name for name in named if not any((at / name).exists() for at in folders)]
+
+
+def test_the_map_names_every_module() -> None:
+    tree = (ROOT / "ARCHITECTURE.md").read_text("utf-8").split("```")[1]
+    words = set(re.findall(r"[a-z_0-9]+", tree))
+    deep = [name for name in map(name_of, MODULES) if len(name) < 3 and name[:1] != ("nodes",)]
+    assert not [name for name in deep if not words.issuperset(name)]

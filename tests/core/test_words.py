@@ -1,7 +1,8 @@
-"""Texts are written whole: no empty pieces, no line broken before it is full."""
+"""Texts are written whole: no empty pieces, no line broken before it is full, no lone last word."""
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import tokenize
@@ -15,7 +16,7 @@ FILES = [
     ROOT / "nodes.py",
     *(
         path
-        for folder in ("ipadapter", "scripts")
+        for folder in ("ipadapter", "scripts", "clients", "tests")
         for path in sorted((ROOT / folder).rglob("*.py"))
     ),
 ]
@@ -40,7 +41,7 @@ def test_texts_are_written_whole(path: Path) -> None:
         assert second.string.strip("frb") not in ('""', "''"), f"{where} has an empty piece"
         whole_line = second.start[0] == first.end[0] + 1 and not first.string.endswith('\\n"')
         word = FIRST_WORD.match(second.string)
-        sentence = re.search(r"[.:;] [\"']$", first.string)
+        sentence = re.search(r"([.:;] |;)[\"']$", first.string)  # programs end statements so
         if (
             whole_line
             and word
@@ -49,3 +50,16 @@ def test_texts_are_written_whole(path: Path) -> None:
             and second.line.strip().startswith(second.string)
         ):
             assert first.end[1] + len(word[0]) > ENOUGH, f"{where} is broken early"
+
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_summary_ends_on_a_lone_word(path: Path) -> None:
+    nodes = [node for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    texts = [ast.get_docstring(node) for node in nodes if isinstance(node, DOCUMENTED)]
+    for summary in (text.split("\n\n")[0] for text in texts if text):
+        last = summary.splitlines()[-1]
+        lone = "\n" in summary and " " not in last and "://" not in last and "->" not in summary
+        assert not lone, f"{path.name}: a summary ends on {last!r}"

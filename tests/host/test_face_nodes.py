@@ -1,5 +1,5 @@
-"""Face nodes end to end: a real photograph, the real InsightFace (models made for the test), a real
-MODEL."""
+"""Face nodes end to end: a real photograph, the real InsightFace (models made for the test),
+a real MODEL."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Attention maps: right by an independent computation, confined by masks, free when not asked
-for."""
+"""Attention maps: right by an independent computation, confined by masks, free when
+not asked for."""
 
 from __future__ import annotations
 

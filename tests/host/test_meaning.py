@@ -47,8 +47,8 @@ class Runs:
 
 
 def figures(demo: Demo, images: Tensor) -> dict[str, float]:
-    """Distance of background and object from the references, and how far silhouettes overlap
-    theirs."""
+    """Distance of background and object from the references, and how far
+    silhouettes overlap theirs."""
     to = demo.references.movedim(-1, 1)
     return {
         "background": round(demo.background_distance(images, to), 3),

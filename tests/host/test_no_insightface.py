@@ -57,8 +57,8 @@ def test_all_nodes_are_there(host: Any) -> None:
 
 @pytest.mark.skipif(ABSENT, reason="every test of this run is one without it")
 def test_everything_else_works(host: Any) -> None:
-    """This file's other tests and those of the other nodes, where the libraries cannot be
-    imported."""
+    """This file's other tests and those of the other nodes, where the libraries
+    cannot be imported."""
     files = [HERE, *(HERE.with_name(f"{name}.py") for name in OTHERS)]
     command = [sys.executable, "-c", BLOCK, "-q", "-p", "no:cacheprovider", *map(str, files)]
     ran = subprocess.run(

@@ -65,8 +65,8 @@ def core(host: Any) -> Any:
 
 @pytest.fixture
 def compare(core: Any, record_property: Any) -> Callable[[Geometry, Case, str], float]:
-    """Largest difference between the whole UNet outputs of both sides; noted for the test's
-    report."""
+    """Largest difference between the whole UNet outputs of both sides; noted for
+    the test's report."""
 
     def largest(geometry: Geometry, case: Case, name: str) -> float:
         pair = pair_of(geometry)

@@ -1,5 +1,5 @@
-"""The graphs of the soak: a small picture with and without an image prompt, and long work to
-interrupt."""
+"""The graphs of the soak: a small picture with and without an image prompt, and long
+work to interrupt."""
 
 from __future__ import annotations
 

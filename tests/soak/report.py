@@ -13,8 +13,8 @@ SIZE, EDGE = (900, 420), 55
 
 
 def slope(points: Mapping[int, float]) -> float:
-    """Rise per step after the first quarter: a median over distant pairs, which jumps do not
-    move."""
+    """Rise per step after the first quarter: a median over distant pairs, which jumps
+    do not move."""
     kept = sorted(points.items())
     kept = kept[len(kept) // 4 :]
     far = len(kept) // 4

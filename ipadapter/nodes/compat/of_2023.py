@@ -1,5 +1,5 @@
-"""Nodes of 2023, whose successors have other ids and inputs: shared files and programs still name
-them.
+"""Nodes of 2023, whose successors have other ids and inputs: shared files and programs
+still name them.
 
 They are hidden from the menu. Ids, input names and the order of widgets are those of that time;
 whatever programs used to leave out is optional.

@@ -1,5 +1,5 @@
-"""Adapter files of every layout open lazily; everything else is refused with its name and what it
-is.
+"""Adapter files of every layout open lazily; everything else is refused with its name and
+what it is.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Projectors agree with the reference implementations; broken files are refused before any
-maths.
+"""Projectors agree with the reference implementations; broken files are refused
+before any maths.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Every family on every base it exists for is recognised by keys and shapes, whatever the file is
-called.
+"""Every family on every base it exists for is recognised by keys and shapes, whatever the
+file is called.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""An image prompt beside everything else that changes a MODEL: the result is always the
-reference's."""
+"""An image prompt beside everything else that changes a MODEL: the result is
+always the reference's."""
 
 from __future__ import annotations
 

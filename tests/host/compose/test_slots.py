@@ -1,5 +1,5 @@
-"""The protocol of an attn2 slot: clones, copies, devices, threads, and callers that leave things
-out."""
+"""The protocol of an attn2 slot: clones, copies, devices, threads, and callers that
+leave things out."""
 
 from __future__ import annotations
 

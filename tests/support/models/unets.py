@@ -150,8 +150,8 @@ def build_reference(geometry: Geometry, seed: int = 0) -> Any:
 def build_model(
     geometry: Geometry, state: Mapping[str, Tensor] | None = None, seed: int = 0
 ) -> Any:
-    """The host's UNet in a real ModelPatcher; `state` is a diffusers state dict, whose tensors it
-    shares."""
+    """The host's UNet in a real ModelPatcher; `state` is a diffusers state dict, whose
+    tensors it shares."""
     import comfy.utils
 
     config = host_config(geometry)

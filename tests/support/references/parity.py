@@ -1,5 +1,5 @@
-"""Run an image prompt through the reference (`diffusers`) and through this pack, on the same
-UNet."""
+"""Run an image prompt through the reference (`diffusers`) and through this pack, on
+the same UNet."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ State = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Adapters with their weights, and features per adapter: (images, ...) cond and (1, ...)
-    uncond."""
+    """Adapters with their weights, and features per adapter: (images, ...) cond and
+    (1, ...) uncond."""
 
     adapters: Sequence[State]
     weights: Sequence[float]
