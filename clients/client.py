@@ -63,7 +63,7 @@ async def upload(session: aiohttp.ClientSession, image: Path) -> str:
 
 
 async def follow(
-    events: aiohttp.ClientWebSocketResponse[bool], graph: dict, prompt_id: str
+    events: "aiohttp.ClientWebSocketResponse[bool]", graph: dict, prompt_id: str
 ) -> None:
     """Print what happens until the graph has ended; GraphError if a node fails."""
     async for message in events:
