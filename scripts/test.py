@@ -1,6 +1,7 @@
 """Runs every check of this repository: `python scripts/test.py [PYTEST ARGUMENTS]`.
 
-Format, lint and types first, then all tests from fast to slow. Arguments go to pytest only.
+Format, lint and types first, then all tests from fast to slow, on up to four cores. Arguments go
+to pytest only; `-n 0` among them runs the tests in one process.
 """
 
 from __future__ import annotations
@@ -10,6 +11,13 @@ import time
 from pathlib import Path
 
 from tools.environment import ROOT, ready, say
+
+
+# Tests that share a server or an editor stay in one process; the fast ones go first there too.
+WORKERS = (
+    *("--numprocesses", "logical", "--maxprocesses", "4"),
+    *("--dist", "loadgroup", "--no-loadscope-reorder"),
+)
 
 
 def checks(python: Path) -> dict[str, tuple[str | Path, ...]]:
@@ -36,7 +44,7 @@ def main(arguments: list[str]) -> int:
             failed.append(name)
         say(f"{name}: {time.monotonic() - started:.1f} s")
     say("\ntests:")
-    tests = environment.run(["-m", "pytest", *arguments], cwd=ROOT)
+    tests = environment.run(["-m", "pytest", *WORKERS, *arguments], cwd=ROOT)
     if failed:
         say(f"FAILED before the tests: {', '.join(failed)} (see above)")
     return tests or len(failed)

@@ -52,12 +52,21 @@ def tier_of(path: Path) -> str:
     return tier if tier in TIERS else "core"
 
 
+def group_of(item: pytest.Item) -> str:
+    """What has to run in one process: the tests of a file, and those on the same editor, whose
+    server takes long to start."""
+    callspec = getattr(item, "callspec", None)
+    page = callspec.params.get("newer") if callspec else None
+    return f"page-{page}" if page else item.path.relative_to(ROOT).as_posix()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark and order tests by folder; leave slow ones out unless -m or a test id asks for them."""
     items.sort(key=lambda item: TIERS.index(tier_of(item.path)))
     for item in items:
         if (tier := tier_of(item.path)) != "core":
             item.add_marker(tier)
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
     if "slow" in config.option.markexpr or any("::" in argument for argument in config.args):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

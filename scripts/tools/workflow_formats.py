@@ -138,6 +138,10 @@ def _models(node: Node) -> dict[str, Any]:
     return {"models": entries} if entries else {}
 
 
+# Names that the editor takes for a seed's.
+SEEDS = ("seed", "noise_seed")
+
+
 def _widget_values(node: Node, info: Info) -> list[Any]:
     """Values in the editor's order, with what the editor itself adds."""
     values = []
@@ -145,7 +149,7 @@ def _widget_values(node: Node, info: Info) -> list[Any]:
     for name, declared in _widgets(node.kind, info):
         value = given.get(name)
         values.append(_default(declared) if isinstance(value, Link) else value)
-        values += _editors_own(declared)
+        values += _editors_own(name, declared)
     return values
 
 
@@ -153,10 +157,15 @@ def _widgets(kind: str, info: Info) -> list[tuple[str, Any]]:
     return [(name, declared) for name, declared in _declared(kind, info) if _is_widget(declared)]
 
 
-def _editors_own(declared: Sequence[Any]) -> list[str]:
-    """What the editor saves after a widget's value: what becomes of a seed, the upload button."""
+def _editors_own(name: str, declared: Sequence[Any]) -> list[str]:
+    """What the editor saves after a widget's value: what becomes of a seed, the upload button.
+
+    A whole number called seed has the first without asking for it, unless it says no.
+    """
     own = {"control_after_generate": "fixed", "image_upload": "image"}
-    return [value for option, value in own.items() if _options(declared).get(option)]
+    unsaid = {"control_after_generate": name in SEEDS} if declared[0] == "INT" else {}
+    options = {**unsaid, **{k: v for k, v in _options(declared).items() if v is not None}}
+    return [value for option, value in own.items() if options.get(option)]
 
 
 def _note(graph: Graph) -> dict[str, Any]:

@@ -78,8 +78,11 @@ def test_encoder_node_shows_only_what_the_mask_leaves(server: Any, graph: dict[s
     by_class = {node["class_type"]: number for number, node in kept.items()}
     wires = {"image": "LoadImage", "clip_vision": loaders[1], "ipadapter": loaders[2]}
     inputs = {name: [by_class[kind], 0] for name, kind in wires.items()}
-    mask = {"value": 0.0, "width": 64, "height": 64}
-    kept["90"] = {"class_type": "SolidMask", "inputs": mask}
+    for number, value, size in (("88", 0.0, 64), ("89", 1.0, 32)):
+        mask = {"value": value, "width": size, "height": size}
+        kept[number] = {"class_type": "SolidMask", "inputs": mask}
+    place = {"destination": ["88", 0], "source": ["89", 0], "x": 16, "y": 16, "operation": "add"}
+    kept["90"] = {"class_type": "MaskComposite", "inputs": place}
     kept["91"] = {
         "class_type": "IPAdapterEncoder",
         "inputs": {**inputs, "mask": ["90", 0], "weight": 1.0},
@@ -87,7 +90,10 @@ def test_encoder_node_shows_only_what_the_mask_leaves(server: Any, graph: dict[s
     saving = {"embeds": ["91", 0], "filename_prefix": "preview_test"}
     kept["92"] = {"class_type": "IPAdapterSaveEmbeds", "inputs": saving}
     (square,) = run(server, kept, 1.0, editor=True)["IPAdapterEncoder"]["images"]
-    assert np.ptp(pixels(server, square).reshape(-1, 3), axis=0).max() == 0  # one plain colour
+    shown = pixels(server, square)
+    edge = shown.shape[0] // 8
+    assert np.ptp(shown[:edge].reshape(-1, 3), axis=0).max() == 0  # one plain colour
+    assert shown[4 * edge].std() > 10
 
 
 def test_attention_map_is_shown_by_itself(server: Any, graph: dict[str, Any]) -> None:

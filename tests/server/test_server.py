@@ -11,7 +11,7 @@ from support.references.interface import INTERFACE
 
 def nodes_of_the_pack(server: Any) -> dict[str, dict]:
     """What the server says of each node that this pack registered."""
-    module = f"custom_nodes.{script('environment').NAME}"
+    module = f"custom_nodes.{script('tools.environment').NAME}"
     served = server.get("/object_info").items()
     return {name: info for name, info in served if info["python_module"] == module}
 
