@@ -12,7 +12,6 @@ from pathlib import Path
 
 from tools.environment import ROOT, ready, say
 
-
 # Tests that share a server or an editor stay in one process; the fast ones go first there too.
 WORKERS = (
     *("--numprocesses", "logical", "--maxprocesses", "4"),
