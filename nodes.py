@@ -16,7 +16,7 @@ from .ipadapter.nodes.compat.of_2023 import OF_2023
 from .ipadapter.nodes.compat.old_prompts import accept_old_prompts
 from .ipadapter.nodes.compat.python_calls import add_python_calls
 from .ipadapter.nodes.compat.search_words import add_search_aliases
-from .ipadapter.nodes.compat.v2_fork import V2_FORK
+from .ipadapter.nodes.compat.v2_fork import v2_fork
 from .ipadapter.nodes.embeds import EMBEDS
 from .ipadapter.nodes.faces import FACES
 from .ipadapter.nodes.frames import WEIGHTS
@@ -44,7 +44,7 @@ NODES: list[type[io.ComfyNode]] = [
     *TRAINING,
 ]
 # For old files and other packs' prompts; the menu does not show them.
-HIDDEN = [*OF_2023, *V2_FORK]
+HIDDEN = [*OF_2023, *v2_fork(NODES)]
 
 
 class Pack(ComfyExtension):

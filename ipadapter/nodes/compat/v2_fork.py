@@ -5,24 +5,31 @@ Each is the node that its workflows mean, under the other id, hidden from the me
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from comfy_api.latest import io
 
-from ..apply import APPLY
-from ..embeds import EMBEDS
-from ..faces import FACES
-from ..frames import WEIGHTS
-from ..images import IMAGES
-from ..loaders import (
-    IPAdapterModelLoader,
-    IPAdapterUnifiedLoader,
-    IPAdapterUnifiedLoaderCommunity,
+# The node classes that the fork has, which are called as their ids; it knows none of later ones.
+FORKED = frozenset(
+    """
+    IPAdapter IPAdapterAdvanced IPAdapterBatch IPAdapterFaceID IPAdapterFaceIDKolors
+    IPAAdapterFaceIDBatch IPAdapterTiled IPAdapterTiledBatch IPAdapterEmbeds
+    IPAdapterEmbedsBatch IPAdapterStyleComposition IPAdapterStyleCompositionBatch IPAdapterMS
+    IPAdapterClipVisionEnhancer IPAdapterClipVisionEnhancerBatch IPAdapterFromParams
+    IPAdapterPreciseStyleTransfer IPAdapterPreciseComposition
+    IPAdapterPreciseStyleTransferBatch IPAdapterPreciseCompositionBatch IPAdapterUnifiedLoader
+    IPAdapterUnifiedLoaderFaceID IPAdapterUnifiedLoaderCommunity IPAdapterModelLoader
+    IPAdapterInsightFaceLoader IPAdapterEncoder IPAdapterCombineEmbeds IPAdapterNoise
+    PrepImageForClipVision IPAdapterSaveEmbeds IPAdapterLoadEmbeds IPAdapterWeights
+    IPAdapterWeightsFromStrategy IPAdapterPromptScheduleFromWeightsStrategy
+    IPAdapterCombineWeights IPAdapterRegionalConditioning IPAdapterCombineParams
+    """.split()
 )
-from ..regions import REGIONAL
-from ..style import STYLE
-from ..tiles import TILED
 
-_LOADERS = (IPAdapterModelLoader, IPAdapterUnifiedLoader, IPAdapterUnifiedLoaderCommunity)
-_FORKED = (*_LOADERS, *APPLY, *STYLE, *TILED, *EMBEDS, *FACES, *REGIONAL, *IMAGES, *WEIGHTS)
+
+def v2_fork(nodes: Sequence[type[io.ComfyNode]]) -> list[type[io.ComfyNode]]:
+    """The second ids of those of `nodes` that the fork has."""
+    return [_alias(node) for node in nodes if node.__name__ in FORKED]
 
 
 def _alias(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
@@ -34,6 +41,3 @@ def _alias(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
         return schema
 
     return type(f"{node.__name__}V2", (node,), {"define_schema": classmethod(define_schema)})
-
-
-V2_FORK: list[type[io.ComfyNode]] = [_alias(node) for node in _FORKED]
