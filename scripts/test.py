@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> int:
     for name, command in checks(environment.python).items():
         say(f"\n{name}:")
         started = time.monotonic()
-        if environment.run(command, cwd=ROOT):
+        # Without the host: it has no stubs, and what is found in it differs with its version.
+        if environment.run(command, cwd=ROOT, host=False):
             failed.append(name)
         say(f"{name}: {time.monotonic() - started:.1f} s")
     say("\ntests:")

@@ -85,7 +85,7 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
             tier = tier_of(ROOT / report.nodeid.split("::")[0])
             seconds[tier] = seconds.get(tier, 0.0) + report.duration
             counts[tier] = counts.get(tier, 0) + (report.when == "call" or report.skipped)
-            if report.when == "call":
+            if report.when == "teardown":  # the last to know
                 measured += [what for name, what in report.user_properties if name == "measured"]
     for line in measured:
         terminalreporter.write_line(f"  {line}")

@@ -62,10 +62,16 @@ class Environment:
         sys.stdout.flush()
         os.execve(self.python, [str(self.python), *map(str, arguments)], self.variables())
 
-    def run(self, arguments: Sequence[str | Path], cwd: Path | None = None) -> int:
-        """Run the interpreter with these arguments and wait for it; returns its exit code."""
+    def run(
+        self, arguments: Sequence[str | Path], cwd: Path | None = None, host: bool = True
+    ) -> int:
+        """Run the interpreter with these arguments and wait for it; returns its exit code.
+
+        host: whether the host is importable.
+        """
         command = [str(self.python), *map(str, arguments)]
-        process = subprocess.Popen(command, env=self.variables(), cwd=cwd)
+        variables = self.variables() if host else dict(os.environ)
+        process = subprocess.Popen(command, env=variables, cwd=cwd)
         while True:
             try:
                 return process.wait()

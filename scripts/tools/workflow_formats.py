@@ -68,7 +68,7 @@ def _read_widgets(node: Mapping[str, Any], info: Info) -> dict[str, Any]:
     for name, declared in _widgets(node["type"], info):
         if values:
             named[name] = values[0]
-        del values[: 1 + len(_editors_own(declared))]
+        del values[: 1 + len(_editors_own(name, declared))]
     return named
 
 

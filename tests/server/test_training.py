@@ -98,7 +98,7 @@ def test_trained_adapter_lowers_the_loss(trained: Path, record_property: Any) ->
     shares = load_file(trained.with_suffix(".training"))["compared"][:, 1]
     first, last = float(shares[:5].mean()), float(shares[-5:].mean())
     found = f"loss as a share of the base's: {first:.3f} at first, {last:.3f} after {STEPS} steps"
-    record_property("measured", found)
+    record_property("measured", str(found))
     assert last < first - 0.01 and last < 1
 
 

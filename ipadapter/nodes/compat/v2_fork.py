@@ -11,19 +11,45 @@ from comfy_api.latest import io
 
 # The node classes that the fork has, which are called as their ids; it knows none of later ones.
 FORKED = frozenset(
-    """
-    IPAdapter IPAdapterAdvanced IPAdapterBatch IPAdapterFaceID IPAdapterFaceIDKolors
-    IPAAdapterFaceIDBatch IPAdapterTiled IPAdapterTiledBatch IPAdapterEmbeds
-    IPAdapterEmbedsBatch IPAdapterStyleComposition IPAdapterStyleCompositionBatch IPAdapterMS
-    IPAdapterClipVisionEnhancer IPAdapterClipVisionEnhancerBatch IPAdapterFromParams
-    IPAdapterPreciseStyleTransfer IPAdapterPreciseComposition
-    IPAdapterPreciseStyleTransferBatch IPAdapterPreciseCompositionBatch IPAdapterUnifiedLoader
-    IPAdapterUnifiedLoaderFaceID IPAdapterUnifiedLoaderCommunity IPAdapterModelLoader
-    IPAdapterInsightFaceLoader IPAdapterEncoder IPAdapterCombineEmbeds IPAdapterNoise
-    PrepImageForClipVision IPAdapterSaveEmbeds IPAdapterLoadEmbeds IPAdapterWeights
-    IPAdapterWeightsFromStrategy IPAdapterPromptScheduleFromWeightsStrategy
-    IPAdapterCombineWeights IPAdapterRegionalConditioning IPAdapterCombineParams
-    """.split()
+    {
+        "IPAdapter",
+        "IPAdapterAdvanced",
+        "IPAdapterBatch",
+        "IPAdapterFaceID",
+        "IPAdapterFaceIDKolors",
+        "IPAAdapterFaceIDBatch",
+        "IPAdapterTiled",
+        "IPAdapterTiledBatch",
+        "IPAdapterEmbeds",
+        "IPAdapterEmbedsBatch",
+        "IPAdapterStyleComposition",
+        "IPAdapterStyleCompositionBatch",
+        "IPAdapterMS",
+        "IPAdapterClipVisionEnhancer",
+        "IPAdapterClipVisionEnhancerBatch",
+        "IPAdapterFromParams",
+        "IPAdapterPreciseStyleTransfer",
+        "IPAdapterPreciseComposition",
+        "IPAdapterPreciseStyleTransferBatch",
+        "IPAdapterPreciseCompositionBatch",
+        "IPAdapterUnifiedLoader",
+        "IPAdapterUnifiedLoaderFaceID",
+        "IPAdapterUnifiedLoaderCommunity",
+        "IPAdapterModelLoader",
+        "IPAdapterInsightFaceLoader",
+        "IPAdapterEncoder",
+        "IPAdapterCombineEmbeds",
+        "IPAdapterNoise",
+        "PrepImageForClipVision",
+        "IPAdapterSaveEmbeds",
+        "IPAdapterLoadEmbeds",
+        "IPAdapterWeights",
+        "IPAdapterWeightsFromStrategy",
+        "IPAdapterPromptScheduleFromWeightsStrategy",
+        "IPAdapterCombineWeights",
+        "IPAdapterRegionalConditioning",
+        "IPAdapterCombineParams",
+    }
 )
 
 

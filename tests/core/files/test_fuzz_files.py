@@ -125,10 +125,10 @@ class Bounds:
 
 
 @pytest.fixture
-def bounds(record_property: Callable[[str, object], None]) -> Bounds:
+def bounds(record_property: Callable[[str, object], None]) -> Iterator[Bounds]:
     bounds = Bounds()
-    record_property("measured", bounds)  # printed at the end, with what it counted by then
-    return bounds
+    yield bounds
+    record_property("measured", str(bounds))
 
 
 def structure(content: bytes) -> list[int]:
