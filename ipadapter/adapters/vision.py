@@ -39,11 +39,12 @@ class EncoderKind:
     projected: int
     image_size: int
     patch: int = 14
+    class_token: bool = True
 
     @property
     def patches(self) -> int:
         """Tokens of the hidden states, the class token included."""
-        return (self.image_size // self.patch) ** 2 + 1
+        return (self.image_size // self.patch) ** 2 + self.class_token
 
     def width(self, source: EmbedSource) -> int:
         """Width of what a projector with this source gets."""
@@ -54,7 +55,8 @@ VIT_H = EncoderKind("ViT-H", 1280, 1024, 224)
 VIT_BIGG = EncoderKind("ViT-bigG", 1664, 1280, 224)
 VIT_L_336 = EncoderKind("ViT-L/14 at 336 px", 1024, 768, 336)
 VIT_L = EncoderKind("ViT-L/14", 1024, 768, 224)
-ENCODERS = (VIT_H, VIT_BIGG, VIT_L_336, VIT_L)
+SIGLIP = EncoderKind("SigLIP so400m", 1152, 1152, 384, class_token=False)
+ENCODERS = (VIT_H, VIT_BIGG, VIT_L_336, VIT_L, SIGLIP)
 
 
 def encoder_name(source: EmbedSource, width: int) -> str:

@@ -22,9 +22,18 @@ from ..attention.mask import check_mask
 from ..errors import Problem
 from ..pictures.embeds import AdapterLabel, ImageEmbeds, as_image_embeds, check_belongs
 from ..pictures.faces import any_face, crop_size_for, find_faces
-from ..pictures.images import CLIP_MEAN, as_rgb, blank_outside, clip_image, warn_crop_loss
+from ..pictures.images import (
+    CLIP_MEAN,
+    EncoderInput,
+    Fit,
+    as_rgb,
+    blank_outside,
+    warn_crop_loss,
+)
 from ..pictures.reference_mask import check_covers, keep_patches
 from ..pictures.tiles import enhance, enhancer_crops
+from .encoders import facts_of, is_siglip
+from .pooling_head import PoolingHead
 
 _CHUNK = 16  # images per encoder call when the node does not say
 _KEPT = 256 << 20  # bytes of features kept per encoder
@@ -100,7 +109,7 @@ def read(reading: Reading, images: Tensor, name: str = "image") -> ImageEmbeds:
     images = as_rgb(images, name)
     if reading.loaded.adapter.spec.face_dim:
         return read_faces(reading, images, name)[0]
-    warn_crop_loss(images, name=name)
+    warn_crop_loss(images, input_of(reading.loaded.clip_vision).fit, name)
     return _embeds(reading.loaded, _encode_image(reading, images))
 
 
@@ -141,17 +150,19 @@ def read_reference(
         return read(reading, images)
     size = (int(images.shape[1]), int(images.shape[2]))
     mask, spec = check_mask(mask, name), reading.loaded.adapter.spec
-    check_covers(mask, size, name, whole=bool(spec.face_dim))
-    embeds = read(reading, blank_outside(images, mask))
+    form = input_of(reading.loaded.clip_vision)
+    whole = form.fit is Fit.SQUASH
+    check_covers(mask, size, name, whole=whole or bool(spec.face_dim))
+    embeds = read(reading, blank_outside(images, mask, form.mean))
     if embeds.features is None or not spec.family.row.keeps_patches:
         return embeds
-    keep = keep_patches(mask, size, embeds.features.shape[1], len(embeds))
+    keep = keep_patches(mask, size, embeds.features.shape[1], len(embeds), whole)
     return replace(embeds, keep=keep)
 
 
 def face_pictures(loaded: LoadedAdapter, images: Tensor) -> Tensor:
     """What an adapter that reads no faces is given of these pictures: the encoder's own crop."""
-    return clip_image(images, image_size(loaded.clip_vision))
+    return input_of(loaded.clip_vision).square(images)
 
 
 def _embeds(
@@ -169,7 +180,7 @@ def _encode_image(reading: Reading, images: Tensor) -> Tensor:
     features = encode(clip_vision, images, source, size)
     check_width(features, adapter.name, adapter.spec)
     if tiles > 1:
-        crops = enhancer_crops(images, tiles, image_size(clip_vision))
+        crops = enhancer_crops(images, tiles, input_of(clip_vision))
         detail = encode(clip_vision, crops, source, size)
         features = enhance(features, detail, tiles, reading.enhance_ratio, reading.per_item)
     return features
@@ -199,11 +210,35 @@ def check_encoder(clip_vision: Any, adapter: str, spec: AdapterSpec) -> None:
             f"{adapter} needs {spec.encoder_name}, and the connected encoder {reason}. Download "
             f"{spec.encoder_name} (CLIPVisionModelWithProjection) and load that."
         )
+    require_head(clip_vision, spec.embed_source, adapter)
+
+
+def require_head(clip_vision: Any, source: EmbedSource, who: str) -> None:
+    """ValueError for SigLIP without its pooling head, whose image_embeds are the host's patches,
+    where image_embeds are what `who` reads."""
+    if source is not EmbedSource.POOLED or not is_siglip(clip_vision):
+        return
+    if isinstance(clip_vision.model.visual_projection, PoolingHead):
+        return
+    own = hasattr(clip_vision, "has_projection")  # set by this pack's loaders
+    advice = (
+        "The file that it was loaded from lacks vision_model.head: download the whole model."
+        if own
+        else "ComfyUI's Load CLIP Vision leaves it out: load the same file with IPAdapter Image "
+        "Encoder Loader instead."
+    )
+    raise Problem.WRONG_ENCODER(
+        f"{who} needs SigLIP with its pooling head, and the connected encoder has none. {advice}"
+    )
 
 
 def _why_not(clip_vision: Any, spec: AdapterSpec) -> str:
     """What tells, before anything is encoded, that an encoder is not an adapter's;
     empty if nothing does."""
+    if is_siglip(clip_vision):
+        width = facts_of(clip_vision).hidden
+        fits = width == spec.embed_dim
+        return "" if fits else f"is {encoder_name(EmbedSource.HIDDEN, width)}"
     # Set by this pack's loaders; the host fills a missing projection with uninitialised numbers.
     headless = not getattr(clip_vision, "has_projection", True)
     if spec.embed_source is EmbedSource.POOLED and headless:
@@ -229,7 +264,7 @@ def encode(clip_vision: Any, images: Tensor, source: EmbedSource, batch_size: in
         comfy.model_management.throw_exception_if_processing_interrupted()
         # Cut and sized as the reference does it; the host's own resize rounds the long side
         # differently and leaves an image of the right size alone.
-        square = clip_image(chunk, image_size(clip_vision))
+        square = input_of(clip_vision).square(chunk)
         make = partial(_encode_square, clip_vision, square, source)
         parts += _recent(clip_vision).get((source, digest(square)), make)
     return torch.cat(parts)
@@ -257,14 +292,21 @@ def encode_nothing(clip_vision: Any, like: Tensor, source: EmbedSource) -> Tenso
     if isinstance(clip_vision, ClipVisionModel):
         make = partial(_encode_zero_pixels, clip_vision)
         return _recent(clip_vision).get((source, "nothing"), make)[0]
-    size = image_size(clip_vision)
-    mean = torch.tensor(getattr(clip_vision, "image_mean", CLIP_MEAN))
-    return encode(clip_vision, mean.expand(1, size, size, 3), source)
+    form = input_of(clip_vision)
+    return encode(clip_vision, torch.tensor(form.mean).expand(1, form.size, form.size, 3), source)
 
 
 def image_size(clip_vision: Any) -> int:
     """Side of the square picture that an encoder takes."""
     return int(getattr(clip_vision, "image_size", 224))
+
+
+def input_of(clip_vision: Any) -> EncoderInput:
+    """What an encoder takes, as its own preprocessing has it: CLIP the centre square, SigLIP the
+    whole picture, its proportions ignored."""
+    red, green, blue = getattr(clip_vision, "image_mean", CLIP_MEAN)
+    fit = Fit.SQUASH if is_siglip(clip_vision) else Fit.CROP
+    return EncoderInput(image_size(clip_vision), fit, (red, green, blue))
 
 
 def _encode_zero_pixels(clip_vision: ClipVisionModel) -> list[Tensor]:

@@ -16,13 +16,14 @@ import comfy.clip_vision
 import folder_paths
 from comfy.clip_model import ACTIVATIONS
 from comfy.clip_vision import ClipVisionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapters.vision import ENCODERS
 from ..errors import Problem
 from ..files.kinds import Kind
 from ..files.tensors import open_tensor_file
-from ..library.scan import EncoderFacts, contents_of
+from ..library.scan import HEAD, EncoderFacts, contents_of
+from .pooling_head import EPS, PoolingHead
 
 logger = logging.getLogger("ipadapter")
 
@@ -33,11 +34,11 @@ _PROJECTION = "visual_projection.weight"
 _EMBEDDINGS, _LAYERS = "vision_model.embeddings.", "vision_model.encoder.layers."
 _SIGLIP = "siglip_vision_model"
 # Sizes that the host itself knows: (hidden width, image size, layers).
-_DEPTHS = {1280: 32, 1664: 48, 1024: 24}
+_DEPTHS = {1280: 32, 1664: 48, 1024: 24, 1152: 27}
 _HOST_SIZES = {(kind.hidden, kind.image_size, _DEPTHS[kind.hidden]) for kind in ENCODERS} | {
-    (1152, 378, 27),  # SigLIP at 384 px: 27 whole patches of 14 per side
     (1152, 512, 27),
 }
+_PARTS = ("vision_model", "visual_projection", "visual", "multi_modal_projector")
 # Heads of the widths whose heads are not 64 wide (published CLIP and SigLIP models).
 _HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 _ADVICE = "Pick a CLIP Vision model, such as CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors."
@@ -119,7 +120,8 @@ def _open(path: Path, weights: Path) -> ClipVisionModel:
         raise Problem.WRONG_FILE(
             f"{path.name} is not an image encoder: {contents.summary}. {_ADVICE}"
         )
-    state = dict(tensors)
+    # A whole model's file has the text's half, too.
+    state = {key: tensors[key] for key in tensors if key.partition(".")[0] in _PARTS}
     if contents.kind is Kind.OPENCLIP:
         state = comfy.clip_vision.convert_to_transformers(state, "visual.")
     if contents.encoder is None or f"{_LAYERS}0.mlp.fc1.weight" not in state:
@@ -134,12 +136,31 @@ def _open(path: Path, weights: Path) -> ClipVisionModel:
             f"again, with its {_CONFIG}."
         ) from error
     _require_complete(encoder, state, path.name)
-    siglip = getattr(encoder, "return_all_hidden_states", False)
-    # The host gives SigLIP's patches in place of image_embeds, and fills a missing projection with
-    # uninitialised numbers.
-    has_projection = _PROJECTION in state and not siglip
+    if contents.encoder.siglip:
+        _complete_siglip(encoder, state, path.name)
+    # The host fills a missing projection with uninitialised numbers.
+    has_projection = contents.encoder.projected > 0
     encoder.has_projection = has_projection  # pyright: ignore[reportAttributeAccessIssue]
     return encoder
+
+
+def _complete_siglip(encoder: ClipVisionModel, state: Mapping[str, Tensor], name: str) -> None:
+    """Give an encoder what the host leaves out: the norms' own epsilon, and the pooling head where
+    the file has one."""
+    for module in encoder.model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = EPS
+    if HEAD not in state:
+        return
+    heads = encoder.model.vision_model.encoder.layers[0].self_attn.heads
+    try:
+        head = PoolingHead.of(state, heads, encoder.dtype)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise Problem.FILE_BROKEN(
+            f"{name} is incomplete: its pooling head ({HEAD.rpartition('.')[0]}) lacks weights. "
+            "Download it again."
+        ) from error
+    encoder.model.visual_projection = head
 
 
 def _built(
@@ -276,11 +297,19 @@ def _require_complete(encoder: ClipVisionModel, state: Mapping[str, Tensor], nam
 def facts_of(clip_vision: Any) -> EncoderFacts:
     """Dimensions of a loaded encoder."""
     vision = clip_vision.model.vision_model.embeddings.patch_embedding
-    projection = getattr(clip_vision.model.visual_projection, "weight", None)
+    last, width = clip_vision.model.visual_projection, vision.weight.shape[0]
+    projection = getattr(last, "weight", ())
     return EncoderFacts(
-        hidden=vision.weight.shape[0],
-        projected=0 if projection is None else projection.shape[0],
+        hidden=width,
+        projected=width if isinstance(last, PoolingHead) else len(projection),
         image_size=clip_vision.image_size,
         patch=vision.kernel_size[0],
         openclip=False,
+        siglip=is_siglip(clip_vision),
     )
+
+
+def is_siglip(clip_vision: Any) -> bool:
+    """Whether a loaded encoder is the host's SigLIP: it has no class token."""
+    vision = getattr(getattr(clip_vision, "model", None), "vision_model", None)
+    return getattr(getattr(vision, "embeddings", None), "class_embedding", False) is None

@@ -8,8 +8,8 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..apply.request import Request
-from ..pictures.images import as_rgb, blank_outside, clip_image, crop_warning
-from .encode import image_size
+from ..pictures.images import as_rgb, blank_outside, crop_warning
+from .encode import input_of
 
 MOST = 4  # pictures shown
 
@@ -43,13 +43,13 @@ def encoder_view(
     encoder = request.loaded.clip_vision
     if not given or encoder is None or not queued_by_editor(node):
         return {}
-    size = image_size(encoder)
+    form = input_of(encoder)
     shown = [
-        clip_image(blank_outside(picture[:MOST], mask), size, name=name)
+        form.square(blank_outside(picture[:MOST], mask, form.mean), name=name)
         for name, picture in given.items()
     ]
-    warnings = [crop_warning(picture, name=name) for name, picture in given.items()]
-    return _shown(shown, [_caption(given, size), *filter(None, warnings)])
+    warnings = [crop_warning(picture, form.fit, name=name) for name, picture in given.items()]
+    return _shown(shown, [_caption(given, form.size), *filter(None, warnings)])
 
 
 def result_view(node: type[io.ComfyNode], pictures: Tensor) -> dict[str, Any]:

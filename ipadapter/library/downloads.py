@@ -112,6 +112,13 @@ _ALL = (
         "1.71 GB",
         _MIT,
     ),
+    _encoder(
+        "sigclip_vision_patch14_384.safetensors",
+        "Comfy-Org/sigclip_vision_384",
+        "sigclip_vision_patch14_384.safetensors",
+        "857 MB",
+        _APACHE,
+    ),
     # What the templates name beside them.
     Download(
         "v1-5-pruned-emaonly-fp16.safetensors",

@@ -8,7 +8,7 @@ from enum import Enum
 
 from ..adapters.families import Family
 from ..adapters.spec import AdapterSpec
-from ..adapters.vision import VIT_BIGG, VIT_H, VIT_L_336, EncoderKind
+from ..adapters.vision import SIGLIP, VIT_BIGG, VIT_H, VIT_L_336, EncoderKind
 from ..errors import Problem
 
 
@@ -158,6 +158,7 @@ ENCODER_SOURCES = (
         "clip-vit-large-patch14-336.bin",
         ("336", "kolors", "imageencoder"),
     ),
+    EncoderSource(SIGLIP, "sigclip_vision_patch14_384.safetensors", ("384", "siglip", "sigclip")),
 )
 
 

@@ -7,18 +7,19 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..adapters.checkpoint import checkpoint_from_tensors
 from ..adapters.spec import AdapterSpec, identify
-from ..adapters.vision import EmbedSource, encoder_name
+from ..adapters.vision import ENCODERS, EmbedSource, encoder_name
 from ..errors import plain_text
 from ..files.kinds import HOME_FOLDERS, OTHER_METHODS, Kind, kind_of
 from ..files.tensors import Shape, TensorMap, open_tensor_file
 
 EXTENSIONS = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt")
 _REMEMBERED = 4096
+HEAD = "vision_model.head.probe"  # of SigLIP, in place of a class token and its projection
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,12 @@ class EncoderFacts:
     hidden: int
     """Width of the hidden states."""
     projected: int
-    """Width of image_embeds; 0 if the file has no projection, so that
-    it cannot give image_embeds."""
+    """Width of image_embeds; 0 if the file has no projection (SigLIP: no pooling head), so that it
+    cannot give image_embeds."""
     image_size: int
     patch: int
     openclip: bool
+    siglip: bool = False
 
     def width(self, source: EmbedSource) -> int:
         """Width of what a projector with this source would get."""
@@ -47,15 +49,20 @@ class EncoderFacts:
         projected = (
             f"image_embeds {self.projected}"
             if self.projected
-            else "no visual_projection, so no image_embeds"
+            else f"no {self.needed.rpartition('.')[0]}, so no image_embeds"
         )
         return f"{name}, {self.image_size} px, {projected}"
+
+    @property
+    def needed(self) -> str:
+        """The first of the tensors that make image_embeds."""
+        return HEAD if self.siglip else "visual_projection.weight"
 
 
 def why_not_width(facts: EncoderFacts, spec: AdapterSpec) -> str:
     """Why an encoder's output is not what an adapter takes; empty if it is."""
     if spec.embed_source is EmbedSource.POOLED and not facts.projected:
-        return "has no visual_projection.weight, so it cannot give image_embeds"
+        return f"has no {facts.needed}, so it cannot give image_embeds"
     if facts.width(spec.embed_source) == spec.embed_dim:
         return ""
     return f"needs {spec.encoder_name}, got {facts.summary}"
@@ -168,12 +175,15 @@ def contents_of(tensors: TensorMap, name: str) -> ModelFile:
 def _transformers_encoder(shapes: Mapping[str, Shape]) -> EncoderFacts:
     embeddings = "vision_model.embeddings."
     class_tokens = int(f"{embeddings}class_embedding" in shapes)
-    return _encoder(
+    facts = _encoder(
         shapes[f"{embeddings}patch_embedding.weight"],
         shapes[f"{embeddings}position_embedding.weight"][0] - class_tokens,
         shapes.get("visual_projection.weight", (0,))[0],
         openclip=False,
     )
+    if class_tokens:
+        return facts
+    return replace(facts, projected=shapes.get(HEAD, (0,))[-1], siglip=True)
 
 
 def _openclip_encoder(shapes: Mapping[str, Shape]) -> EncoderFacts:
@@ -188,8 +198,11 @@ def _openclip_encoder(shapes: Mapping[str, Shape]) -> EncoderFacts:
 def _encoder(patches: Shape, positions: int, projected: int, openclip: bool) -> EncoderFacts:
     if len(patches) != 4:
         raise ValueError(f"the patch embedding has the shape {patches}, expected four dimensions")
-    hidden, patch = patches[0], patches[-1]
-    return EncoderFacts(hidden, projected, math.isqrt(positions) * patch, patch, openclip)
+    hidden, patch, side = patches[0], patches[-1], math.isqrt(positions)
+    # A picture need not be whole patches: of SigLIP's 384 pixels the last 6 are in none.
+    known = (one.image_size for one in ENCODERS if (one.hidden, one.patch) == (hidden, patch))
+    size = next((size for size in known if size // patch == side), side * patch)
+    return EncoderFacts(hidden, projected, size, patch, openclip)
 
 
 _LORA_DOWN = ("lora_down.", "lora.down.", "lora_A.")

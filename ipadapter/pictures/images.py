@@ -71,6 +71,20 @@ class Interpolation(str, Enum):
 
 
 @dataclass(frozen=True)
+class EncoderInput:
+    """What an encoder takes: its side in pixels, how a picture becomes a square, and the colour
+    that is zero to it and so says nothing."""
+
+    size: int = 224
+    fit: Fit = Fit.CROP
+    mean: tuple[float, float, float] = CLIP_MEAN
+
+    def square(self, image: Tensor, times: int = 1, name: str = "image") -> Tensor:
+        """(images, height, width, channels) as the encoder sees it, or `times` as large."""
+        return clip_image(image, self.size * times, self.fit, name)
+
+
+@dataclass(frozen=True)
 class CropLoss:
     """What cutting an image square throws away: the fraction of its area, and from which sides."""
 
@@ -221,11 +235,13 @@ def crop_loss(height: int, width: int) -> CropLoss | None:
     return CropLoss(1.0 - min(height, width) / max(height, width), sides)
 
 
-def crop_warning(image: Tensor, threshold: float = 0.25, name: str = "image") -> str:
+def crop_warning(
+    image: Tensor, fit: Fit = Fit.CROP, threshold: float = 0.25, name: str = "image"
+) -> str:
     """What to say when the centre crop of (batch, height, width, channels) loses
     a lot, else nothing."""
     height, width = image.shape[1:3]
-    loss = crop_loss(height, width)
+    loss = crop_loss(height, width) if fit is Fit.CROP else None
     if loss is None or loss.fraction < threshold:
         return ""
     return (
@@ -234,15 +250,17 @@ def crop_warning(image: Tensor, threshold: float = 0.25, name: str = "image") ->
     )
 
 
-def warn_crop_loss(image: Tensor, name: str = "image") -> None:
+def warn_crop_loss(image: Tensor, fit: Fit = Fit.CROP, name: str = "image") -> None:
     """Log a warning when the centre crop of (batch, height, width, channels) loses a lot."""
-    if warning := crop_warning(image, name=name):
+    if warning := crop_warning(image, fit, name=name):
         logger.warning("%s", warning)
 
 
-def blank_outside(image: Tensor, mask: Tensor | None) -> Tensor:
-    """Fill (batch, height, width, channels) outside a (masks, height, width) mask
-    with CLIP's mean colour.
+def blank_outside(
+    image: Tensor, mask: Tensor | None, color: tuple[float, float, float] = CLIP_MEAN
+) -> Tensor:
+    """Fill (batch, height, width, channels) outside a (masks, height, width) mask with the
+    encoder's mean colour.
 
     That colour is zero after the encoder's normalisation, so the blank part says nothing. Mask i
     belongs to image i, the last one to all later images; a mask of another size is resized.
@@ -255,7 +273,7 @@ def blank_outside(image: Tensor, mask: Tensor | None) -> Tensor:
     mode = "area" if planes[0, 0].numel() > height * width else "bilinear"  # thin shapes stay
     parts = F.interpolate(planes, size=(height, width), mode=mode).movedim(1, -1).to(image)
     index = torch.arange(len(image)).clamp(max=len(parts) - 1)
-    return torch.lerp(image.new_tensor(CLIP_MEAN), image, parts[index])
+    return torch.lerp(image.new_tensor(color), image, parts[index])
 
 
 def sharpen(image: Tensor, amount: float) -> Tensor:

@@ -12,12 +12,15 @@ from ..attention.mask import check_mask
 from ..errors import Problem
 
 
-def keep_patches(mask: Tensor, size: tuple[int, int], patches: int, images: int = 1) -> Tensor:
+def keep_patches(
+    mask: Tensor, size: tuple[int, int], patches: int, images: int = 1, whole: bool = False
+) -> Tensor:
     """Patches of an encoder that lie inside a mask, at least half of each: (images, patches), bool.
 
     mask: (masks, H, W) over pictures of height and width `size`, stretched to them; mask i belongs
-    to picture i, the last one to all later ones. The encoder sees the centre square only. A leading
-    class token, which sums up the whole picture, is dropped with the first patch that is.
+    to picture i, the last one to all later ones. The encoder sees the centre square only, or the
+    `whole` picture. A leading class token, which sums up the whole picture, is dropped with the
+    first patch that is.
     Raises ValueError if nothing is left.
     """
     side = math.isqrt(patches)
@@ -27,8 +30,9 @@ def keep_patches(mask: Tensor, size: tuple[int, int], patches: int, images: int 
             "tokens. Leave image_mask open with this encoder."
         )
     mask = check_mask(mask, "image_mask")
-    check_covers(mask, size)
-    covered = functional.adaptive_avg_pool2d(_square(mask, size), side).flatten(1)
+    check_covers(mask, size, whole=whole)
+    seen = mask[:, None] if whole else _square(mask, size)
+    covered = functional.adaptive_avg_pool2d(seen, side).flatten(1)
     inside = covered >= covered.amax(dim=1, keepdim=True).clamp(max=0.5)
     if side * side < patches:
         inside = torch.cat((inside.all(dim=1, keepdim=True), inside), dim=1)
@@ -41,7 +45,8 @@ def check_covers(
     """ValueError if one of the masks (masks, H, W) leaves nothing of a picture of height and
     width `size`.
 
-    whole: what is read lies anywhere in the picture (faces), else in its centre square.
+    whole: what is read lies anywhere in the picture (faces, or an encoder that sees all of it),
+    else in its centre square.
     """
     seen = mask[:, None] if whole else _square(mask, size)
     if bool((seen.amax(dim=(1, 2, 3)) > 1e-6).all()):

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import Problem
-from .images import Interpolation, as_rgb, clip_image, crop_square, resize, sharpen
+from .images import EncoderInput, Interpolation, as_rgb, crop_square, resize, sharpen
 
 # Between these proportions (height / width) an image counts as square.
 SQUARE_RATIOS = (0.75, 1.33)
 MAX_TILES = 4
+_USUAL = EncoderInput()
 LONGEST = (
     16  # sides: what of a picture is cut into so many tiles; the rest of its length is left out
 )
@@ -59,14 +60,14 @@ def tile_image(image: Tensor, tile_size: int = 256, sharpening: float = 0.0) -> 
     return Tiles(sharpen(tiles.flatten(0, 1), sharpening).view_as(tiles), masks.flatten(0, 1))
 
 
-def enhancer_crops(image: Tensor, tiles: int, size: int = 224) -> Tensor:
-    """Centre square of the image at `tiles` times the encoder's size, cut into tiles x tiles.
+def enhancer_crops(image: Tensor, tiles: int, form: EncoderInput = _USUAL) -> Tensor:
+    """What the encoder sees of the image at `tiles` times its size, cut into tiles x tiles.
 
     Returns (batch * tiles * tiles, size, size, 3): image by image, row by row.
     """
     if tiles < 1:
         raise Problem.BAD_VALUE(f"enhance_tiles: expected 1 or more, got {tiles}.")
-    square = clip_image(image, size * tiles)
+    size, square = form.size, form.square(image, tiles)
     grid = square.unflatten(1, (tiles, size)).unflatten(3, (tiles, size))
     return grid.transpose(2, 3).flatten(0, 2).contiguous()
 

@@ -22,7 +22,6 @@ from support.models.encoders import (
     published,
     random_weights,
     save_folder,
-    siglip,
     with_weights,
 )
 from support.models.vision import tiny_clip_vision
@@ -89,27 +88,6 @@ def test_a_whole_clip_model(host: Any, small_clip: Any) -> None:
         got = load(host, "whole").encode_image(images).image_embeds
         expected = with_weights(clip(SMALL_CLIP), small_clip[1])(pixel_values(images)).image_embeds
     assert worst(got, expected) < 1e-3
-
-
-@pytest.mark.parametrize("single", [False, True], ids=["folder", "file"])
-def test_siglip(host: Any, single: bool) -> None:
-    """Hidden states are transformers'; image_embeds, which the host has not, are refused."""
-    config = {**SMALL, "hidden_act": "gelu_pytorch_tanh"}
-    model = siglip(config)
-    state = random_weights(model)
-    folder = save_folder(host.models("clip_vision") / "siglip", model, state)
-    name = "siglip"
-    if single:
-        name = "siglip.safetensors"
-        (folder / "model.safetensors").rename(host.models("clip_vision") / name)
-        (folder / "config.json").unlink()
-    encoder, images = load(host, name), pictures(32)
-    with torch.inference_mode():
-        got = encoder.encode_image(images).penultimate_hidden_states
-        reference = with_weights(model, state)
-        expected = reference(pixel_values(images, HALF, HALF), output_hidden_states=True)
-    assert worst(got, expected.hidden_states[-2]) < 1e-3
-    assert not encoder.has_projection
 
 
 def test_a_file_of_an_unusual_size(host: Any, small_clip: Any, caplog: Any) -> None:

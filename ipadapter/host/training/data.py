@@ -16,11 +16,11 @@ from torch import Tensor
 from ...adapters.vision import EmbedSource
 from ...bases.layout import Layout
 from ...errors import Problem
-from ...pictures.images import Interpolation, as_rgb, clip_image, crop_square, resize
+from ...pictures.images import Interpolation, as_rgb, crop_square, resize
 from ...training.data import Prompts, TrainingSet, same_length
 from ...training.folder import PictureFolder, read_folder
 from ..bases.install import layout_of
-from ..encode import encode, encode_nothing, image_size
+from ..encode import encode, encode_nothing, input_of, require_head
 
 NO_FOLDER = "(none)"
 _CHUNK = 4  # pictures decoded and encoded at a time
@@ -102,6 +102,7 @@ def training_set(
             "clip_vision is empty: the file that its loader opened is no image encoder. Choose a "
             "CLIP vision model."
         )
+    require_head(clip_vision, source, "Training with this family")
     latents = _latents(model, sources)
     prompts = _prompts(model, sources, layout_of(model), tuple(latents.shape[-2:]))
     features, nothing = _features(clip_vision, source, sources.pictures)
@@ -139,8 +140,7 @@ def _latents(model: ModelPatcher, sources: TrainingInputs) -> Tensor:
 
 def _features(clip_vision: Any, source: EmbedSource, pictures: Pictures) -> tuple[Tensor, Tensor]:
     """Image features, (pictures, ...), and those of a dropped image, (1, ...)."""
-    size = image_size(clip_vision)
-    chunks = pictures.chunks(lambda image: clip_image(image, size))
+    chunks = pictures.chunks(input_of(clip_vision).square)
     features = torch.cat([encode(clip_vision, chunk, source) for chunk in chunks])
     return features, encode_nothing(clip_vision, features, source)
 

@@ -94,7 +94,7 @@ def test_encoder_without_projection_and_siglip(tmp_path: Path) -> None:
     del shapes["vision_model.embeddings.class_embedding"]
     shapes["vision_model.embeddings.position_embedding.weight"] = (729, 1152)
     siglip = read_contents(sparse_safetensors(tmp_path / "s.safetensors", shapes)).encoder
-    assert siglip and (siglip.hidden, siglip.image_size) == (1152, 378)
+    assert siglip and (siglip.hidden, siglip.image_size) == (1152, 384)
 
 
 def test_loras(tmp_path: Path) -> None:

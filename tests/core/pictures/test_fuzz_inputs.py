@@ -17,6 +17,7 @@ from torch import Tensor
 from ipadapter.attention.mask import check_mask, mask_rows
 from ipadapter.pictures.images import (
     CropPosition,
+    EncoderInput,
     Fit,
     Interpolation,
     blank_outside,
@@ -45,7 +46,7 @@ USES: dict[str, Callable[[Tensor], Tensor]] = {
         image, Interpolation.LANCZOS, CropPosition.PAD, sharpening=1.0, size=SIZE
     ),
     "tiles": lambda image: tile_image(image, SIZE, 0.3).tiles.flatten(0, 1),
-    "enhancer": lambda image: enhancer_crops(image, 3, SIZE),
+    "enhancer": lambda image: enhancer_crops(image, 3, EncoderInput(SIZE)),
 }
 
 

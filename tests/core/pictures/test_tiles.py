@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ipadapter.pictures.images import clip_image, sharpen
+from ipadapter.pictures.images import EncoderInput, clip_image, sharpen
 from ipadapter.pictures.tiles import enhance, enhancer_crops, merge_crops, tile_image
 
 
@@ -94,7 +94,7 @@ def test_elongated_images_stay_small() -> None:
 
 def test_crops_are_the_parts_of_the_large_square() -> None:
     image = torch.rand(2, 50, 70, 3, generator=torch.Generator().manual_seed(0))
-    crops = enhancer_crops(image, 3, size=16)
+    crops = enhancer_crops(image, 3, EncoderInput(16))
     square = clip_image(image, 48)
     assert crops.shape == (18, 16, 16, 3)
     for picture in range(2):
@@ -103,7 +103,7 @@ def test_crops_are_the_parts_of_the_large_square() -> None:
                 rows, columns = slice(16 * row, 16 * row + 16), slice(16 * column, 16 * column + 16)
                 crop = crops[picture * 9 + row * 3 + column]
                 assert torch.equal(crop, square[picture, rows, columns])
-    assert torch.equal(enhancer_crops(image, 1, size=16), clip_image(image, 16))
+    assert torch.equal(enhancer_crops(image, 1, EncoderInput(16)), clip_image(image, 16))
 
 
 def naive_merge(features: Tensor, tiles: int, leading: int, side: int) -> Tensor:

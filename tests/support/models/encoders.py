@@ -58,6 +58,16 @@ def siglip(config: Mapping[str, Any]) -> Any:
         return SiglipVisionModel(SiglipVisionConfig(**config))
 
 
+SIGLIP: dict[str, Any] = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "image_size": 384,
+}
+
+
 def random_weights(model: Any, seed: int = 3) -> dict[str, Tensor]:
     """fp16 weights for a model, of the published files' names, that keep what passes through at
     its size."""

@@ -32,7 +32,7 @@ PRESETS = {
     "IPAdapterModelLoader": ALL_PRESETS,
     "IPAdapterImageEncoderLoader": ALL_PRESETS,
 }
-VIT_H, VIT_G, VIT_L = (encoder.file for encoder in ENCODER_SOURCES)
+VIT_H, VIT_G, VIT_L = (encoder.file for encoder in ENCODER_SOURCES[:3])
 ENCODER_NAMES = {VIT_H: "ViT-H", VIT_G: "ViT-bigG", VIT_L: "ViT-L 336"}
 FACE_ONLY = (Family.FACEID, Family.PORTRAIT, Family.PORTRAIT_UNNORM)
 
