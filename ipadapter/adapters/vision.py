@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
+
+import torch
+from torch import Tensor
+from torch.nn import functional
 
 
 class EmbedSource(str, Enum):
@@ -65,3 +70,17 @@ def encoder_name(source: EmbedSource, width: int) -> str:
         if width == kind.width(source):
             return f"{kind.name} ({width})"
     return f"an image encoder with {source.output.value} of width {width}"
+
+
+def resized_positions(table: Tensor, side: int, leading: int) -> Tensor:
+    """An encoder's position embeddings for a grid of side x side patches.
+
+    table: (leading + patches, width), those of the class token first. Bicubic from corner to
+    corner, as adapters for larger pictures were trained with it (torchvision's
+    `interpolate_embeddings`).
+    https://github.com/pytorch/vision/blob/v0.26.0/torchvision/models/vision_transformer.py#L789
+    """
+    before = math.isqrt(len(table) - leading)
+    grid = table[leading:].float().T.reshape(1, -1, before, before)
+    resized = functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=True)
+    return torch.cat([table[:leading], resized[0].flatten(1).T.to(table.dtype)])

@@ -32,6 +32,7 @@ from ..pictures.images import (
 )
 from ..pictures.reference_mask import check_covers, keep_patches
 from ..pictures.tiles import enhance, enhancer_crops
+from .encoder_size import original
 from .encoders import facts_of, is_siglip
 from .pooling_head import PoolingHead
 
@@ -247,9 +248,10 @@ def _why_not(clip_vision: Any, spec: AdapterSpec) -> str:
     if known and not hasattr(clip_vision.model, "vision_model"):
         return f"is no CLIP model ({type(clip_vision.model).__name__})"
     wanted = spec.family.row.encoder_size if spec.embed_dim == VIT_L_336.hidden else 0
-    # Two encoders of this width exist: only the picture's size tells them apart.
-    if known and wanted and image_size(clip_vision) != wanted:
-        return f"takes pictures of {image_size(clip_vision)} px"
+    # Two encoders of this width exist: only the size of picture they are made for tells them apart.
+    own = image_size(original(clip_vision))
+    if known and wanted and own != wanted:
+        return f"takes pictures of {own} px"
     return ""
 
 

@@ -68,6 +68,13 @@ _ALL = (
     _a("sdxl_models", "ip-adapter-plus-face_sdxl_vit-h.safetensors", "847.5 MB"),
     Download(_SD15_COMPOSITION, _COMPOSITION, _SD15_COMPOSITION, "98.2 MB", _APACHE),
     Download(_SDXL_COMPOSITION, _COMPOSITION, _SDXL_COMPOSITION, "847.5 MB", _APACHE),
+    Download(
+        "noobIPAMARK1_mark1.safetensors",
+        "r3gm/noob-ipa",
+        "model_G/noobIPAMARK1_mark1.safetensors",
+        "1.41 GB",
+        "Fair AI Public License 1.0-SD",
+    ),
     *_face("_sd15", "96.7 MB", "51.1 MB"),
     *_face("-plus_sd15", "156.6 MB", "51.1 MB"),
     *_face("-plusv2_sd15", "156.6 MB", "51.1 MB"),

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host import loaders as files
+from ..host.encoder_size import resized_encoder
 from ..host.encoders import encoder_names, encoder_stamp, find_encoder, load_encoder
 from ..host.loaders import LoadedPreset, diagnose, load_preset
 from ..library.presets import COMMUNITY_PRESETS, FACEID_PRESETS, UNIFIED_PRESETS
@@ -140,6 +141,42 @@ class IPAdapterImageEncoderLoader(io.ComfyNode):
         return io.NodeOutput(load_encoder(find_encoder(clip_vision_name)))
 
 
+class IPAdapterImageEncoderSize(io.ComfyNode):
+    """Encoders for pictures larger or smaller than theirs."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAdapterImageEncoderSize",
+            display_name="IPAdapter Image Encoder Size",
+            category=CATEGORY,
+            description="Makes an image encoder take pictures of another size, for adapters that "
+            "were trained so, such as the 448 px ones for NoobAI.",
+            inputs=[
+                io.ClipVision.Input("clip_vision", tooltip="The image encoder. It stays as it is."),
+                io.Int.Input(
+                    "size",
+                    default=448,
+                    min=14,
+                    max=2048,
+                    step=2,
+                    tooltip="Side of the pictures in pixels, a multiple of the encoder's patches: "
+                    "14 for most. Use the size that the adapter was trained with.",
+                ),
+            ],
+            outputs=[
+                io.ClipVision.Output(
+                    display_name="CLIP_VISION",
+                    tooltip="The same encoder for pictures of this size.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip_vision: Any, size: int) -> io.NodeOutput:
+        return io.NodeOutput(resized_encoder(clip_vision, size))
+
+
 class IPAdapterDoctor(io.ComfyNode):
     """What fits what, in words."""
 
@@ -187,5 +224,6 @@ LOADERS: list[type[io.ComfyNode]] = [
     IPAdapterUnifiedLoader,
     IPAdapterUnifiedLoaderCommunity,
     IPAdapterImageEncoderLoader,
+    IPAdapterImageEncoderSize,
     IPAdapterDoctor,
 ]

@@ -27,6 +27,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "IPAdapterFaceID": _FACE,
     "IPAdapterFaceIDKolors": _FACE,
     "IPAdapterFromParams": _REGION,
+    "IPAdapterImageEncoderSize": ("448", "resolution", "position embedding", "noobai"),
     "IPAdapterHook": ("conditioning hook", "one prompt"),
     "IPAdapterInsightFaceLoader": _FACE,
     "IPAdapterMS": ("layer weights", "block weights"),

@@ -23,6 +23,7 @@ from ipadapter.library.presets import (
     FACEID_PRESETS,
     OFFICIAL,
     UNIFIED_PRESETS,
+    VIT_G,
     requirement,
 )
 
@@ -54,6 +55,24 @@ def test_official_names(everything: Models, preset: str, base: str) -> None:
         assert facts.image_size == (336 if file.base == "Kolors" else 224)
     assert (choice.lora.path.name if choice.lora else "") == needed.lora
     assert not choice.lora_inside
+
+
+def test_mark1_for_noobai(tmp_path: Path) -> None:
+    """Its layout and name are its own: alone it serves the preset, beside the official file not."""
+    models, mark1 = Models(tmp_path), official("noobIPAMARK1_mark1.safetensors")
+    renamed = {"image_proj": "image_proj_model.", "ip_adapter": "adapter_modules."}
+    flat = {
+        renamed[half] + key: tuple(tensor.shape)
+        for half, part in mark1.shapes().items()
+        for key, tensor in part.items()
+    }
+    sparse_safetensors(models.folders["ipadapter"] / mark1.name, flat)
+    models.encoder("g.safetensors", ENCODER_FILES["ViT-bigG"])
+    choice = models.choose(VIT_G, "SDXL")
+    assert choice.adapter.name == mark1.name and "chosen by its content" in choice.notes[0]
+    assert choice.spec.summary == "standard for SDXL, 4 tokens, needs ViT-bigG (1280)"
+    models.adapter("ip-adapter_sdxl.safetensors", official("ip-adapter_sdxl.safetensors"))
+    assert models.choose(VIT_G, "SDXL").adapter.name == "ip-adapter_sdxl.safetensors"
 
 
 @pytest.mark.parametrize(("preset", "base"), COMBINATIONS)

@@ -55,6 +55,7 @@ OFFICIAL_FILES = (
     OfficialFile("ip-adapter-plus_sdxl_vit-h.safetensors", F.PLUS, _SDXL, 16, H_HIDDEN),
     OfficialFile("ip-adapter-plus-face_sdxl_vit-h.safetensors", F.PLUS, _SDXL, 16, H_HIDDEN),
     OfficialFile("ip_plus_composition_sdxl.safetensors", F.PLUS, _SDXL, 16, H_HIDDEN),
+    OfficialFile("noobIPAMARK1_mark1.safetensors", F.STANDARD, _SDXL, 4, G, changes=ON_G),
     _face("_sd15", F.FACEID, _SD15),
     _face("-plus_sd15", F.FACEID_PLUS, _SD15, 4, H_HIDDEN),
     _face("-plusv2_sd15", F.FACEID_PLUS_V2, _SD15, 4, H_HIDDEN),
