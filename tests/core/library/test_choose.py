@@ -67,7 +67,7 @@ def test_mark1_for_noobai(tmp_path: Path) -> None:
         for key, tensor in part.items()
     }
     sparse_safetensors(models.folders["ipadapter"] / mark1.name, flat)
-    models.encoder("g.safetensors", ENCODER_FILES["ViT-bigG"])
+    models.encoder("g.safetensors", (1664, 1280, 224))
     choice = models.choose(VIT_G, "SDXL")
     assert choice.adapter.name == mark1.name and "chosen by its content" in choice.notes[0]
     assert choice.spec.summary == "standard for SDXL, 4 tokens, needs ViT-bigG (1280)"
