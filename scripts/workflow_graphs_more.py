@@ -66,9 +66,9 @@ def layer_weights(g: Graph) -> None:
 
 @graph(
     "Save an image prompt",
-    """Encode once, weigh each picture, mix, and keep the result in a file. *Save Embeds* writes
-it into the input folder, where *Load Embeds* finds it (see the template *Load a saved image prompt*). The file is
-small and needs neither the pictures nor the encoder.""",
+    """Encode once, weigh each picture, mix, and keep the result in a file. *Save Embeds* writes it
+into the input folder, where *Load Embeds* finds it (see the template *Load a saved image prompt*).
+The file is small and needs neither the pictures nor the encoder.""",
 )
 def save_embeds(g: Graph) -> None:
     base = Base.of(g, "a portrait, best quality")
@@ -99,9 +99,9 @@ def save_embeds(g: Graph) -> None:
 
 @graph(
     "Load a saved image prompt",
-    """Uses a picture that the template *Save an image prompt* has kept. Run that one first, then press R so
-that the file is listed. An adapter that takes other embeds refuses them and says which it
-needs.""",
+    """Uses a picture that the template *Save an image prompt* has kept. Run that one first, then
+press R so that the file is listed. An adapter that takes other embeds refuses them and says which
+it needs.""",
 )
 def load_embeds(g: Graph) -> None:
     base = Base.of(g, "a portrait, best quality")
