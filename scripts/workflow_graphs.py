@@ -20,7 +20,7 @@ def graphs() -> list[Graph]:
 
 
 @graph(
-    "Image prompt: without and with",
+    "Image prompt, without and with",
     """Shows what an image prompt does: the same seed without and with it. Put your picture into
 *Image prompt*, and play with *weight*. The three loaders on the left name their files one by one;
 any names will do, as long as adapter, encoder and checkpoint belong together.""",
@@ -44,7 +44,7 @@ def simple(g: Graph) -> None:
 
 
 @graph(
-    "Style or composition: weight types",
+    "Style or composition, by weight type",
     """The weight type decides which layers of the UNet listen to the picture: *linear* all of
 them alike, *style transfer* those that carry colours and technique, *composition* those that carry
 the layout. Compare the three results: same picture, prompt and seed.""",
@@ -101,7 +101,7 @@ def _half(g: Graph, title: str, left: bool) -> Link:
 
 
 @graph(
-    "Only in a part: mask",
+    "Only in a part, by mask",
     """A mask confines the image prompt: white acts, black does not. Here it is the left half; a
 mask painted by right-click, *Open in MaskEditor*, works as well. The rest of the picture follows
 the text alone.""",

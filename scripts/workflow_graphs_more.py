@@ -7,7 +7,7 @@ from tools.graph import SD15, SDXL, VIT_H, Base, Graph
 
 
 @graph(
-    "One prompt only: hook",
+    "One prompt only, by hook",
     """A picture for one prompt instead of the whole MODEL. *IPAdapter
 Hook* makes hooks, *Cond Pair Set Props* puts them on the pair of prompts; the sampler gets the
 checkpoint's own MODEL. Combine several pairs, each with its own picture, area or time.""",
@@ -66,9 +66,9 @@ def layer_weights(g: Graph) -> None:
 
 @graph(
     "Save an image prompt",
-    """Encode once, weigh each picture, mix, and keep the result in a file. *Save Embeds* writes
-it into the input folder, where *Load Embeds* finds it (see the workflow load_embeds). The file is
-small and needs neither the pictures nor the encoder.""",
+    """Encode once, weigh each picture, mix, and keep the result in a file. *Save Embeds* writes it
+into the input folder, where *Load Embeds* finds it (see the template *Load a saved image prompt*).
+The file is small and needs neither the pictures nor the encoder.""",
 )
 def save_embeds(g: Graph) -> None:
     base = Base.of(g, "a portrait, best quality")
@@ -99,9 +99,9 @@ def save_embeds(g: Graph) -> None:
 
 @graph(
     "Load a saved image prompt",
-    """Uses a picture that the workflow save_embeds has kept. Run that one first, then press R so
-that the file is listed. An adapter that takes other embeds refuses them and says which it
-needs.""",
+    """Uses a picture that the template *Save an image prompt* has kept. Run that one first, then
+press R so that the file is listed. An adapter that takes other embeds refuses them and says which
+it needs.""",
 )
 def load_embeds(g: Graph) -> None:
     base = Base.of(g, "a portrait, best quality")
@@ -114,7 +114,7 @@ def load_embeds(g: Graph) -> None:
 
 
 @graph(
-    "Where the picture acts: attention map",
+    "Where the picture acts, attention map",
     """Colours over the result show where the reference
 acted: *effect* how much it changed a place, *attention* which of several references a place looks
 at. *Record Attention* comes last before the sampler.""",
@@ -152,7 +152,7 @@ def train_and_save(g: Graph) -> None:
 
 
 @graph(
-    "Doctor: what fits your checkpoint",
+    "Doctor, what fits your checkpoint",
     """Run it when something is missing or does not fit. It
 lists the files that you have, says which fit this checkpoint, which do not and why, and what to
 download from where.""",

@@ -1,8 +1,8 @@
 """Writes workflows/ from the descriptions in workflow_graphs.py, on a real server.
 
 Run it in this repository's environment: `python scripts/python.py scripts/workflows.py [NAME ...]`.
-NAME.json is what the editor opens; api/NAME.json the same graph in API format; NAME.jpg the
-thumbnail, from a run with the trained demo models (--no-run leaves these alone).
+"NUMBER TITLE.json" is what the editor opens; api/NAME.json the same graph in API format; "NUMBER
+TITLE.jpg" the thumbnail, from a run with the trained demo models (--no-run leaves these alone).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tools.comfy_server import ComfyServer, ServerError, make_base
 from tools.demo_models import configured as with_demo_models
 from tools.demo_models import demo_models, drawing, photograph
 from tools.environment import NAME, ROOT, say
+from tools.graph import Graph
 from tools.random_models import configured, random_models
 from tools.workflow_formats import api_format, editor_format, write
 from workflow_graphs import graphs
@@ -54,12 +55,12 @@ def main(arguments: Sequence[str]) -> int:
         with ComfyServer(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base) as server:
             info = server.info
             for graph in wanted:
-                write(FOLDER / f"{graph.name}.json", editor_format(graph, info))
+                write(FOLDER / f"{graph.file}.json", editor_format(graph, info))
                 write(FOLDER / "api" / f"{graph.name}.json", api_format(graph, info))
                 if not given.no_run:
                     names = PICTURES if graph.name == FACES else DRAWINGS
                     shown = with_pictures(with_demo_models(api_format(graph, info)), names)
-                    failed += not thumbnail(server, graph.name, shown)
+                    failed += not thumbnail(server, graph, shown)
     return failed
 
 
@@ -103,13 +104,13 @@ def with_pictures(graph: dict[str, Any], names: Sequence[str]) -> dict[str, Any]
     return graph
 
 
-def thumbnail(server: ComfyServer, name: str, twin: dict[str, Any]) -> bool:
-    """Run a graph and keep its pictures as NAME.jpg; whether it ran."""
+def thumbnail(server: ComfyServer, graph: Graph, twin: dict[str, Any]) -> bool:
+    """Run a graph and keep its pictures beside its template; whether it ran."""
     from PIL import Image
 
-    say(name)
+    say(graph.name)
     try:
-        files = server.pictures(twin, kind="temp" if name == FACES else "output")
+        files = server.pictures(twin, kind="temp" if graph.name == FACES else "output")
     except ServerError as error:
         say(f"  {error}")
         return False
@@ -123,8 +124,8 @@ def thumbnail(server: ComfyServer, name: str, twin: dict[str, Any]) -> bool:
         left = (grown.width - side) // 2
         sheet.paste(grown.crop((left, 0, left + side, THUMBNAIL)), (side * column, 0))
     for quality in (88, 75, 60, 40):
-        sheet.save(FOLDER / f"{name}.jpg", quality=quality)
-        if (FOLDER / f"{name}.jpg").stat().st_size <= THUMBNAIL_BYTES:
+        sheet.save(FOLDER / f"{graph.file}.jpg", quality=quality)
+        if (FOLDER / f"{graph.file}.jpg").stat().st_size <= THUMBNAIL_BYTES:
             break
     return True
 

@@ -35,7 +35,7 @@ class IPAdapter(ApplyNode):
     def define_schema(cls) -> io.Schema:
         return cls.schema(
             "IPAdapter",
-            "IPAdapter",
+            "IPAdapter (Reference Picture)",
             "Uses a picture as a prompt. Connect IPAdapter Unified Loader, which brings the image "
             "encoder.",
             inputs.image(),
@@ -63,7 +63,7 @@ class IPAdapterAdvanced(ApplyNode):
     def define_schema(cls) -> io.Schema:
         return cls.schema(
             "IPAdapterAdvanced",
-            "IPAdapter Advanced",
+            "IPAdapter Advanced (Image Prompt)",
             "Uses one or more pictures as a prompt, with every setting.",
             inputs.image(),
             inputs.weight(),

@@ -17,7 +17,7 @@ from .kit import Kit
 from .layout import DEMO_SECTIONS
 from .workflow_formats import editor_format, write
 
-FIRST = "image_prompt_demo"
+FIRST = "00_Start_here"  # as 1.32.9 takes it in an address: no spaces
 NOTE = """**1** Put your own picture into *Image prompt*. **2** Press *Run*. **3** Compare: the same
 seed without and with your picture. Then change *weight*, or write *a blue star on a green
 background* into *Prompt*. These models are tiny: they know coloured shapes on coloured backgrounds,
@@ -58,8 +58,8 @@ def write_templates(server: ComfyServer, kit: Kit, others: Iterable[Graph]) -> s
     write(folder / f"{FIRST}.json", first)
     for graph in others:
         if graph.name not in LEFT_OUT:
-            write(folder / f"{graph.name}.json", editor_format(on_demo_models(graph), server.info))
-            thumbnail = ROOT / "workflows" / f"{graph.name}.jpg"
+            write(folder / f"{graph.file}.json", editor_format(on_demo_models(graph), server.info))
+            thumbnail = ROOT / "workflows" / f"{graph.file}.jpg"
             if thumbnail.exists():
                 shutil.copy(thumbnail, folder)
     return f"{server.url}/?template={FIRST}&source={NAME}"

@@ -22,7 +22,7 @@ def graph(title: str, note: str) -> Callable[[Callable[[Graph], None]], Callable
 def described() -> list[Graph]:
     """All that have been described, in order."""
     built = []
-    for name, title, note, build in _BUILDERS:
-        built.append(Graph(name, note, title=title))
+    for number, (name, title, note, build) in enumerate(_BUILDERS, 1):
+        built.append(Graph(name, note, title=title, file=f"{number:02} {title}"))
         build(built[-1])
     return built

@@ -46,12 +46,17 @@ class Node:
 
 @dataclass
 class Graph:
-    """A workflow: a name, a note and a title for its reader, and its nodes."""
+    """A workflow: a name, a note and a title for its reader, and its nodes.
+
+    file: the template's name without suffix. The page shows nothing else, and hosts list files in
+    no order: a number, then the title.
+    """
 
     name: str
     note: str = ""
     nodes: list[Node] = field(default_factory=list)
     title: str = ""
+    file: str = ""
 
     def add(self, kind: str, title: str = "", /, **inputs: Any) -> Node:
         """Add a node."""

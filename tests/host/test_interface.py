@@ -22,6 +22,9 @@ OURS = {
     "PrepImageForClipVision": ["size"],
 }
 
+# What the older page's search needs: it reads ids and titles only. A file names neither.
+SEARCHED = {"IPAdapter": " (Reference Picture)", "IPAdapterAdvanced": " (Image Prompt)"}
+
 
 def served(host: Any, node_id: str) -> dict[str, Any]:
     """What GET /object_info says of a node."""
@@ -68,7 +71,8 @@ def test_all_37_are_listed() -> None:
 class TestInterface:
     def test_names(self, host: Any, node_id: str) -> None:
         info, expected = served(host, node_id), INTERFACE[node_id]
-        assert info["display_name"] == expected["display_name"]
+        title = expected["display_name"] + SEARCHED.get(node_id, "")
+        assert info["display_name"] == title
         assert info["category"] == expected["category"]
         assert info["output_node"] == expected.get("output_node", False)
 

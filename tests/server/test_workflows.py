@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import Any
 
 import pytest
@@ -11,14 +12,21 @@ from PIL import Image
 from support.hosts.server import ROOT, script
 
 FOLDER = ROOT / "workflows"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+DESCRIBED = {graph.name: graph for graph in script("workflow_graphs").graphs()}
+NAMES = sorted(DESCRIBED)
 # The file that the one loads is what the other saves.
 NEEDS = {"load_embeds": "save_embeds"}
 STEPS = 2
 
 
-def read(name: str, folder: str = ".") -> dict[str, Any]:
-    return json.loads((FOLDER / folder / f"{name}.json").read_text("utf-8"))
+def read(name: str) -> dict[str, Any]:
+    """What the editor opens."""
+    return json.loads((FOLDER / f"{DESCRIBED[name].file}.json").read_text("utf-8"))
+
+
+def read_api(name: str) -> dict[str, Any]:
+    """What a program sends."""
+    return json.loads((FOLDER / "api" / f"{name}.json").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +48,7 @@ def run(server: Any, finished: dict[str, Any], name: str) -> dict[str, Any]:
     if name in NEEDS:
         run(server, finished, NEEDS[name])
     if name not in finished:
-        graph = script("workflows").demo_twin(read(name, "api"))
+        graph = script("workflows").demo_twin(read_api(name))
         for node in graph.values():
             if "steps" in node["inputs"]:
                 node["inputs"]["steps"] = STEPS
@@ -49,8 +57,16 @@ def run(server: Any, finished: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def test_there_is_one_for_every_capability() -> None:
-    assert sorted(graph.name for graph in script("workflow_graphs").graphs()) == NAMES
+    files = sorted(path.stem for path in FOLDER.glob("*.json"))
+    assert files == [graph.file for graph in DESCRIBED.values()]
+    assert sorted(path.stem for path in (FOLDER / "api").glob("*.json")) == NAMES
     assert len(NAMES) >= 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_has_a_name_for_people(name: str) -> None:
+    """In a list that shows nothing but file names, on every system."""
+    assert re.fullmatch(r"\d\d [A-Z][A-Za-z ,]{5,45}", DESCRIBED[name].file)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,14 +85,13 @@ def test_runs(server: Any, finished: Any, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_programs_get_the_same_graph(info: Any, name: str) -> None:
     graph = script("tools.workflow_formats").to_api(read(name), info)
-    assert graph == read(name, "api")
+    assert graph == read_api(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_written_from_its_description(info: Any, name: str) -> None:
     """`scripts/workflows.py` has been run since the descriptions changed."""
-    described = {graph.name: graph for graph in script("workflow_graphs").graphs()}
-    editor = script("workflows").editor_format(described[name], info)
+    editor = script("workflows").editor_format(DESCRIBED[name], info)
     assert told(json.loads(json.dumps(editor)), info) == told(read(name), info)
 
 
@@ -92,7 +107,7 @@ def told(editor: dict[str, Any], info: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", NAMES)
 def test_names_files_that_users_have(name: str) -> None:
     """The demo's own file names stay out of what users open."""
-    text = json.dumps([read(name), read(name, "api")])
+    text = json.dumps([read(name), read_api(name)])
     assert "random" not in text
     assert "reference.png" not in text
 
@@ -102,7 +117,7 @@ def test_has_a_note_and_a_thumbnail(name: str) -> None:
     (note,) = (node for node in read(name)["nodes"] if node["type"] == "MarkdownNote")
     assert len(note["widgets_values"][0]) > 80
     assert " " in note["title"] and "_" not in note["title"]
-    thumbnail = FOLDER / f"{name}.jpg"
+    thumbnail = FOLDER / f"{DESCRIBED[name].file}.jpg"
     assert thumbnail.stat().st_size <= 30_000
     with Image.open(thumbnail) as picture:
         assert picture.height == 256

@@ -10,8 +10,10 @@ const MARGIN = 8;
 // Nodes 2.0 has components of its own for types such as "curve".
 const PREFIX = "image_prompt_";
 const SVG = "http://www.w3.org/2000/svg";
-const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname.split("/extensions/")[1] ?? "")
-  .split("/")[0];
+// The folder that this pack was put into, which is its name on the page.
+export const FOLDER = decodeURIComponent(
+  new URL(import.meta.url).pathname.split("/extensions/")[1] ?? "",
+).split("/")[0];
 
 /**
  * True for the nodes that this pack registered: another pack may own the same id.

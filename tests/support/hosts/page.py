@@ -82,6 +82,21 @@ class Editor:
         self.page.keyboard.press("w")
         self.settle()
 
+    def search(self, words: str) -> list[str]:
+        """What the page offers to add for these words, the best first; its list stays open."""
+        field = self.page.locator("input[role=combobox]:focus")
+        for _ in range(5):  # two slow clicks are no double one
+            self.page.mouse.dblclick(750, 600)
+            self.page.wait_for_timeout(1500)
+            if field.count():
+                break
+        field.wait_for()
+        self.page.keyboard.type(words)
+        self.page.wait_for_timeout(1000)  # it waits for more letters
+        return self.page.locator(
+            ".p-autocomplete-option, [data-testid=result-item]"
+        ).all_inner_texts()
+
     def browse_templates(self, pack: str) -> Any:
         """Open the list of templates at a pack's own; returns their part of the page."""
         self.page.locator(".templates-tab-button").first.click()
