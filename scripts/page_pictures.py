@@ -32,7 +32,7 @@ SIZE = (640, 440)  # of the animation
 FRAME_MS = 160
 QUALITY = 70
 OPENED = "() => window.app?.graph?._nodes.length > 10"
-QUIET = "async () => (await (await fetch('/queue')).json()).queue_running.length === 0"
+ENDED = "async (count) => Object.keys(await (await fetch('/history')).json()).length === count"
 # Where the graph's groups are on the page.
 GROUPS = """() => {
     const { scale, offset } = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect();
@@ -96,9 +96,9 @@ def write_page(page: Any, link: str) -> None:
     page.wait_for_function(OPENED)
     page.wait_for_timeout(2000)
     page.evaluate("() => app.queuePrompt(0, 1)")
-    page.wait_for_timeout(3000)
-    page.wait_for_function(QUIET, timeout=300_000)
-    page.wait_for_timeout(2000)
+    while not page.evaluate(ENDED, 1):
+        page.wait_for_timeout(1000)
+    page.wait_for_timeout(4000)
     shot = page.screenshot(clip=page.evaluate(GROUPS))
     picture = Image.open(io.BytesIO(shot)).convert("RGB")
     few = picture.quantize(COLOURS, dither=Image.Dither.NONE)
@@ -148,9 +148,8 @@ def training(page: Any, server: ComfyServer) -> Iterator[Image]:
     page.wait_for_timeout(2000)
     page.evaluate(SHOW, ["IPAdapterTrain", 0.6, False])
     page.evaluate("() => app.queuePrompt(0, 1)")
-    page.wait_for_timeout(1000)
     before = b""
-    while not page.evaluate(QUIET):
+    while not page.evaluate(ENDED, 2):
         shot = frame(page)
         if shot.tobytes() != before:
             before = shot.tobytes()
