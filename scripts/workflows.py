@@ -2,7 +2,8 @@
 
 Run it in this repository's environment: `python scripts/python.py scripts/workflows.py [NAME ...]`.
 "NUMBER TITLE.json" is what the editor opens; api/NAME.json the same graph in API format; "NUMBER
-TITLE.jpg" the thumbnail, from a run with the trained demo models (--no-run leaves these alone).
+TITLE.jpg" the thumbnail, from a run with the trained demo models: what was drawn, and in its corner
+what was given. The help pages of the nodes in `HELP` show it too. --no-run leaves pictures alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tools.comfy_server import ComfyServer, ServerError, make_base
 from tools.demo_models import configured as with_demo_models
@@ -26,8 +27,28 @@ from tools.random_models import configured, random_models
 from tools.workflow_formats import api_format, editor_format, write
 from workflow_graphs import graphs
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 FOLDER = ROOT / "workflows"
-THUMBNAIL = 256
+THUMBNAIL, INSET, EDGE = 256, 60, 2
+RESULTS = ROOT / "web" / "docs" / "results"
+# Nodes whose help page shows a template's picture.
+HELP = {
+    "IPAdapter": "simple",
+    "IPAdapterAdvanced": "image_prompt",
+    "IPAdapterAttentionMap": "attention_map",
+    "IPAdapterBatch": "animation",
+    "IPAdapterFaceID": "face",
+    "IPAdapterHook": "hook",
+    "IPAdapterMS": "layer_weights",
+    "IPAdapterPreciseStyleTransfer": "precise_style",
+    "IPAdapterRegionalConditioning": "regions",
+    "IPAdapterStyleComposition": "style_and_composition",
+    "IPAdapterTiled": "tiled",
+    "IPAdapterUnifiedLoader": "simple",
+    "IPAdapterWeights": "animation",
+}
 THUMBNAIL_BYTES = 30_000
 # What the twins load, first and second picture; the editor's name the one ComfyUI brings.
 PICTURES = ("person.png", "cat.png")
@@ -59,7 +80,9 @@ def main(arguments: Sequence[str]) -> int:
                 write(FOLDER / "api" / f"{graph.name}.json", api_format(graph, info))
                 if not given.no_run:
                     names = PICTURES if graph.name == FACES else DRAWINGS
-                    shown = with_pictures(with_demo_models(api_format(graph, info)), names)
+                    shown = with_pictures(
+                        with_overlay(with_demo_models(api_format(graph, info))), names
+                    )
                     failed += not thumbnail(server, graph, shown)
     return failed
 
@@ -106,7 +129,7 @@ def with_pictures(graph: dict[str, Any], names: Sequence[str]) -> dict[str, Any]
 
 def thumbnail(server: ComfyServer, graph: Graph, twin: dict[str, Any]) -> bool:
     """Run a graph and keep its pictures beside its template; whether it ran."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     say(graph.name)
     try:
@@ -114,8 +137,25 @@ def thumbnail(server: ComfyServer, graph: Graph, twin: dict[str, Any]) -> bool:
     except ServerError as error:
         say(f"  {error}")
         return False
-    pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
-    pictures = pictures or [Image.open(DOCTOR).convert("RGB")]  # it shows words only
+    pictures = [frame for file in files for frame in frames(Image.open(io.BytesIO(file)))]
+    words = ImageOps.pad(Image.open(DOCTOR).convert("RGB"), (THUMBNAIL, THUMBNAIL), color="#222")
+    sheet = side_by_side(pictures or [words])  # one of them shows words only
+    loaded = [n["inputs"]["image"] for n in twin.values() if n["class_type"] == "LoadImage"]
+    paste_given(sheet, [server.base / "input" / name for name in dict.fromkeys(loaded)])
+    for quality in (88, 75, 60, 40):
+        sheet.save(FOLDER / f"{graph.file}.jpg", quality=quality)
+        if (FOLDER / f"{graph.file}.jpg").stat().st_size <= THUMBNAIL_BYTES:
+            break
+    RESULTS.mkdir(exist_ok=True)
+    for node in (node for node, template in HELP.items() if template == graph.name):
+        shutil.copy(FOLDER / f"{graph.file}.jpg", RESULTS / f"{node}.jpg")
+    return True
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """The middle of each, together a square."""
+    from PIL import Image
+
     side = THUMBNAIL // len(pictures)
     sheet = Image.new("RGB", (side * len(pictures), THUMBNAIL), "black")
     for column, picture in enumerate(pictures):
@@ -123,11 +163,36 @@ def thumbnail(server: ComfyServer, graph: Graph, twin: dict[str, Any]) -> bool:
         grown = picture.resize((round(picture.width * scale), THUMBNAIL))
         left = (grown.width - side) // 2
         sheet.paste(grown.crop((left, 0, left + side, THUMBNAIL)), (side * column, 0))
-    for quality in (88, 75, 60, 40):
-        sheet.save(FOLDER / f"{graph.file}.jpg", quality=quality)
-        if (FOLDER / f"{graph.file}.jpg").stat().st_size <= THUMBNAIL_BYTES:
-            break
-    return True
+    return sheet
+
+
+def paste_given(sheet: Image.Image, files: Sequence[Path]) -> None:
+    """Small in the corner, one beside the other."""
+    from PIL import Image, ImageOps
+
+    for column, file in enumerate(files):
+        small = ImageOps.fit(Image.open(file).convert("RGB"), (INSET, INSET))
+        framed = ImageOps.expand(small, EDGE, "white")
+        left, side = EDGE + column * framed.width, framed.height
+        sheet.paste(framed, (left, THUMBNAIL - EDGE - side))
+
+
+def frames(picture: Image.Image) -> list[Image.Image]:
+    """A picture; of an animation the first, the middle and the last one."""
+    last = getattr(picture, "n_frames", 1) - 1
+    shown = []
+    for number in sorted({0, last // 2, last}):
+        picture.seek(number)
+        shown.append(picture.convert("RGB"))
+    return shown
+
+
+def with_overlay(graph: dict[str, Any]) -> dict[str, Any]:
+    """The graph, saving the attention map that a program is not shown otherwise."""
+    maps = [key for key, node in graph.items() if node["class_type"] == "IPAdapterAttentionMap"]
+    inputs = {f"overlay {key}": {"images": [key, 0], "filename_prefix": "map"} for key in maps}
+    saved = {key: {"class_type": "SaveImage", "inputs": value} for key, value in inputs.items()}
+    return {**graph, **saved}
 
 
 if __name__ == "__main__":

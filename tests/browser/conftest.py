@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 from support.hosts.front_end import FetchError, newer_page
 from support.hosts.page import Editor
-from support.hosts.server import ROOT, running, script
+from support.hosts.server import ROOT, THREADS, running, script
 
 PICTURES = ROOT / "tests" / "output"
 
@@ -51,6 +53,24 @@ def browser() -> Iterator[Any]:
         browser = driver.chromium.launch(executable_path=chromium(), headless=True)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory, newer: Path | None) -> Iterator[Any]:
+    """A kept demo's server and its link."""
+    host = os.environ.get("COMFYUI_PATH")
+    if not host:
+        pytest.skip("needs COMFYUI_PATH; scripts/test.py sets it")
+    pages, base = script("tools.demo_pages"), tmp_path_factory.mktemp("demo") / "base"
+    pages.make_demo_base(base, script("tools.demo_models").demo_models(), copied=False)
+    asked = script("demo").parse([])
+    script("demo").write_inputs(base / "input", asked)
+    server = script("tools.comfy_server").ComfyServer(
+        Path(sys.executable), Path(host), base, threads=THREADS, page=newer
+    )
+    with server:
+        graphs = script("workflow_graphs").graphs()
+        yield server, pages.write_templates(server, script("tools.kit").Kit(), graphs)
 
 
 @contextmanager

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
-from support.hosts.server import THREADS, script
 
 SETTLED = "() => window.app?.graph?._nodes.length > 10"
 VIEW = {"width": 1500, "height": 1000}
@@ -23,24 +17,6 @@ SEEN = """() => {
             right: Math.max(...edges.map(e => e[2])), bottom: Math.max(...edges.map(e => e[3])),
             groups: app.graph._groups.map(group => group.title)};
 }"""
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory, newer: Path | None) -> Iterator[Any]:
-    """A kept demo's server and its link."""
-    host = os.environ.get("COMFYUI_PATH")
-    if not host:
-        pytest.skip("needs COMFYUI_PATH; scripts/test.py sets it")
-    pages, base = script("tools.demo_pages"), tmp_path_factory.mktemp("demo") / "base"
-    pages.make_demo_base(base, script("tools.demo_models").demo_models(), copied=False)
-    asked = script("demo").parse([])
-    script("demo").write_inputs(base / "input", asked)
-    server = script("tools.comfy_server").ComfyServer(
-        Path(sys.executable), Path(host), base, threads=THREADS, page=newer
-    )
-    with server:
-        graphs = script("workflow_graphs").graphs()
-        yield server, pages.write_templates(server, script("tools.kit").Kit(), graphs)
 
 
 def test_link_opens_a_graph_that_fits(browser: Any, demo: Any, picture: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from support.models.official_files import OFFICIAL_FILES
@@ -50,7 +51,7 @@ class TestText:
     def test_links_lead_somewhere(self, path: Path) -> None:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text("utf-8")):
             if not re.match(r"https?://", target):
-                assert (path.parent / target).exists(), target
+                assert (path.parent / unquote(target)).exists(), target
 
     def test_model_files_are_official(self, path: Path) -> None:
         names = re.findall(r"[\w.-]+\.(?:safetensors|bin|onnx)\b", path.read_text("utf-8"))

@@ -16,6 +16,7 @@ from support.references.help import PAGES, ROOT, english, inputs_of, renewed
 
 LOCALES = ROOT / "locales"
 LANGUAGES = ("en", "ja", "zh")
+MAIN = {"IPAdapter", "IPAdapterAdvanced", "IPAdapterUnifiedLoader"}
 WRITE = bool(os.environ.get("IMAGE_PROMPT_WRITE_HELP"))
 
 
@@ -57,6 +58,21 @@ def test_tables_are_those_of_the_schemas(nodes: dict[str, Any]) -> None:
             path.write_text(renewed(text, info), "utf-8", newline="\n")
         else:
             assert text == renewed(text, info), f"{path.name}: {__doc__}"
+
+
+@pytest.mark.parametrize("language", manual.TRANSLATED)
+def test_translated_pages_say_what_the_locale_says(language: str) -> None:
+    pages = sorted(PAGES.glob(f"*/{language}.md"))
+    assert {path.parent.name for path in pages} >= MAIN
+    for path in pages:
+        text = path.read_text("utf-8")
+        made = manual.translated(text, language, node_defs(language)[path.parent.name])
+        if WRITE:
+            path.write_text(made, "utf-8", newline="\n")
+        else:
+            assert text == made, f"{path}: {__doc__}"
+        for shown in re.findall(r"\]\(([^):]+)\)", text):  # the page takes them from web/docs
+            assert (PAGES / shown).is_file(), shown
 
 
 def test_every_input_is_explained(nodes: dict[str, Any]) -> None:

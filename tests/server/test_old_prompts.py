@@ -14,6 +14,7 @@ import pytest
 import torch
 from support.hosts.server import script
 from support.references.interface import INTERFACE
+from support.references.programs import LISTS, PROGRAMS
 
 Graph = dict[str, Any]
 SPAN = {"start_at": 0, "end_at": 1}
@@ -468,7 +469,7 @@ OLDER: dict[str, Graph] = {
         ),
     },
 }
-ALL = GRAPHS | OLDER
+ALL = GRAPHS | OLDER | PROGRAMS
 
 
 def prompt(described: Graph) -> Graph:
@@ -531,6 +532,14 @@ def test_prompt_succeeds(prepared: Any, name: str) -> None:
     entry = prepared.wait(prepared.queue(prompt(ALL[name])))
     assert script("tools.comfy_server").error_of(entry) is None
     assert len(entry["outputs"]["preview"]["images"]) == 2
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_programs_find_what_there_is(prepared: Any, kind: str) -> None:
+    """In the two forms that hosts have for a list of choices."""
+    first, *options = prepared.get("/object_info")[kind]["input"]["required"][LISTS[kind]]
+    choices = options[0]["options"] if first == "COMBO" else first
+    assert choices and all(isinstance(choice, str) for choice in choices)
 
 
 def test_the_encoder_of_2023_is_refused_in_words(prepared: Any) -> None:

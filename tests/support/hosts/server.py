@@ -38,17 +38,22 @@ def client_module(name: str) -> ModuleType:
 
 
 @contextmanager
-def running(base: Path, packs: dict[str, Path] | None = None, page: Path | None = None) -> Iterator:
-    """A server with the pack and the demo's models in the base directory `base`; `packs`: others
-    beside it, by name; `page`: the folder of another editor than its own."""
+def running(
+    base: Path,
+    packs: dict[str, Path] | None = None,
+    page: Path | None = None,
+    models: bool = True,
+) -> Iterator:
+    """A server with the pack and models of random weights, or none, in the base directory `base`;
+    `packs`: others beside it, by name; `page`: the folder of another editor than its own."""
     host = os.environ.get("COMFYUI_PATH")
     if not host:
         pytest.skip("needs COMFYUI_PATH; scripts/test.py sets it")
     comfy_server, environment = script("tools.comfy_server"), script("tools.environment")
     comfy_server.make_base(base, {environment.NAME: ROOT, **(packs or {})})
-    models = script("tools.random_models").random_models()
-    for source in models.rglob("*.safetensors"):
-        link_file(source, base / "models" / source.relative_to(models))
+    random = script("tools.random_models").random_models() if models else base / "none"
+    for source in random.rglob("*.safetensors"):
+        link_file(source, base / "models" / source.relative_to(random))
     with comfy_server.ComfyServer(
         Path(sys.executable), Path(host), base, threads=THREADS, page=page
     ) as server:

@@ -24,6 +24,7 @@ from ipadapter.library.presets import (
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = ROOT / "web" / "docs"
 MADE = ("Files", "Inputs", "Outputs")
+FIRST = ("Weight types", "Common mistakes")  # what people open a page for
 ALL_PRESETS = (*UNIFIED_PRESETS, *FACEID_PRESETS, *COMMUNITY_PRESETS)
 PRESETS = {
     "IPAdapterUnifiedLoader": UNIFIED_PRESETS,
@@ -46,12 +47,29 @@ def inputs_of(info: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any], 
 
 
 def renewed(text: str, info: dict[str, Any]) -> str:
-    """A page with its tables made anew, between its first paragraph and its other sections."""
+    """A page with its tables made anew, between what people look for and its other sections."""
     head, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
-    mine = [section for section in sections if section.split("\n")[0].strip() not in MADE]
+    mine = {section.split("\n")[0].strip(): f"## {section}" for section in sections}
+    first = [mine.pop(title) for title in FIRST if title in mine]
     made = [files_section(info["name"]), inputs_section(info), outputs_section(info)]
-    parts = [head, *filter(None, made), *(f"## {section}" for section in mine)]
+    others = [section for title, section in mine.items() if title not in MADE]
+    parts = [head, *first, *filter(None, made), *others]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+TRANSLATED = {"zh": "输入", "ja": "入力"}  # the heading of the inputs
+
+
+def translated(text: str, language: str, entry: dict[str, Any]) -> str:
+    """A translated page with its title and its inputs as the locale has them, the inputs last."""
+    heading = TRANSLATED[language]
+    body = text.split(f"## {heading}\n")[0].split("\n", 1)[1].strip()
+    rows = [
+        f"- `{name}` ({given['name']}): {given['tooltip']}"
+        for name, given in entry["inputs"].items()
+    ]
+    made = "\n".join([f"## {heading}", "", *rows])
+    return f"# {entry['display_name']}\n\n{body}\n\n{made}\n"
 
 
 def inputs_section(info: dict[str, Any]) -> str:
