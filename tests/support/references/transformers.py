@@ -1,0 +1,87 @@
+"""Run transformers through the reference (`diffusers`) and through the host, on the same
+weights and inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..models.transformers import TEXT_TOKENS, Pair
+
+TIME = 0.6  # of the noise schedule, from 1 to 0
+
+
+def packed(latents: Tensor) -> Tensor:
+    """(rows, channels, height, width) -> (rows, patches, 4 channels), as Flux takes them."""
+    return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+
+
+def unpacked(patches: Tensor, latents: Tensor) -> Tensor:
+    """The inverse of `packed`, for latents of this shape."""
+    height = latents.shape[-2] // 2
+    return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=2, q=2)
+
+
+def positions(latents: Tensor) -> Tensor:
+    """(patches, 3): 0, row, column."""
+    rows, columns = latents.shape[-2] // 2, latents.shape[-1] // 2
+    grid = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
+    return torch.cat([torch.zeros(len(grid), 1), grid], dim=1)
+
+
+def reference_output(pair: Pair, joint: Mapping[str, Any] | None = None) -> Tensor:
+    """What `diffusers` predicts. joint: its joint_attention_kwargs."""
+    latents, (text, pooled) = pair.latents(), pair.text()
+    time = torch.full((len(latents),), TIME)
+    given: dict[str, Any] = {"encoder_hidden_states": text, "joint_attention_kwargs": joint}
+    with torch.no_grad():
+        if pair.geometry.kind == "SD3":
+            given |= {"pooled_projections": pooled, "timestep": 1000 * time}
+            return pair.reference(hidden_states=latents, **given).sample
+        given |= {"txt_ids": torch.zeros(TEXT_TOKENS, 3), "img_ids": positions(latents)}
+        if pair.geometry.kind == "Flux":
+            given |= {"pooled_projections": pooled, "guidance": torch.full_like(time, 3.5)}
+        patches = pair.reference(hidden_states=packed(latents), timestep=time, **given).sample
+        return unpacked(patches, latents)
+
+
+def model_output(pair: Pair, model: Any, **options: Any) -> Tensor:
+    """What a MODEL of the host predicts: row 0 uncond, row 1 cond. options: transformer options
+    beside those of the MODEL."""
+    latents, (text, pooled) = pair.latents(), pair.text()
+    given = {
+        **model.model_options["transformer_options"],
+        "cond_or_uncond": [1, 0],
+        "sigmas": torch.full((2,), TIME),
+        **options,
+    }
+    kwargs = {
+        "Flux": {"y": pooled, "guidance": torch.full((2,), 3.5)},
+        "Chroma": {"guidance": torch.zeros(2)},
+        "SD3": {"y": pooled},
+    }[pair.geometry.kind]
+    with torch.no_grad():
+        return _predicted(model.model, latents, text, given, kwargs)
+
+
+def _predicted(
+    model: Any, latents: Tensor, text: Tensor, options: dict[str, Any], kwargs: dict[str, Any]
+) -> Tensor:
+    """The network's own output, from the host's whole `apply_model` with its wrappers."""
+    seen: list[Tensor] = []
+
+    def note(_module: Any, _args: Any, output: Tensor) -> None:
+        seen.append(output)
+
+    handle = model.diffusion_model.register_forward_hook(note)
+    try:
+        model.apply_model(
+            latents, torch.full((2,), TIME), c_crossattn=text, transformer_options=options, **kwargs
+        )
+    finally:
+        handle.remove()
+    return seen[0]
