@@ -93,7 +93,9 @@ class Adapter:
         wanted: per layer, whether to project it; all by default. Yields, per layer, unscaled fp32
         keys and values of every kind of token the prompt has, on the CPU.
         """
-        tokens = {Source.IMAGE: prompt.cond, Source.NEGATIVE: prompt.uncond}
+        tokens = {Source.IMAGE: prompt.cond}
+        if prompt.uncond is not prompt.cond:
+            tokens[Source.NEGATIVE] = prompt.uncond
         if prompt.second is not None:
             tokens[Source.SECOND_IMAGE] = prompt.second
         content = digest(*tokens.values())
@@ -107,12 +109,16 @@ class Adapter:
         self, layer: int, rows: Tensor, device: torch.device | str
     ) -> tuple[Tensor, Tensor]:
         """Keys and values of all tokens, (tokens, width) each."""
-        names = [f"{layer}.{part}.weight" for part in ("to_k_ip", "to_v_ip")]
-        weights = {name: self.checkpoint.ip_adapter[name] for name in names}
-        key, value = (project_rows(rows, weight, device) for weight in weights.values())
-        if not torch.isfinite(key.sum() + value.sum()):  # where damaged weights show, if any are
-            require_finite(weights, self.name)
-        return key, value
+        read = self.checkpoint.ip_adapter
+
+        def projected(part: str) -> Tensor:
+            weight, bias = read[f"{layer}.{part}.weight"], read.get(f"{layer}.{part}.bias")
+            made = project_rows(rows, weight, device, bias)
+            if not torch.isfinite(made.sum()):  # where damaged weights show, if any are
+                require_finite({f"{layer}.{part}.weight": weight}, self.name)
+            return made
+
+        return projected("to_k_ip"), projected("to_v_ip")
 
     def tokens(
         self,
@@ -141,10 +147,14 @@ class Adapter:
             (tokens,) = self.recent.get(key, lambda: [self.projector(*given, *both)])
         return tokens
 
-    def check_fits(self, layout: Layout) -> None:
-        """ValueError if the adapter is made for another base than the layout's."""
+    def layers_in(self, layout: Layout) -> Layout:
+        """The layers of a base in which the adapter acts; ValueError if it is made for another."""
         spec = self.spec
-        layout.check(spec.layer_widths, spec.token_dim, self.name, spec.base_name)
+        own = layout.only(spec.family.row.wiring.value.blocks)
+        if not own.fits(spec.layer_widths, spec.token_dim):
+            shown = own if own.layers else layout
+            raise shown.misfit(spec.layer_widths, spec.token_dim, self.name, spec.base_name)
+        return own
 
     def fold(
         self,
@@ -156,13 +166,18 @@ class Adapter:
     ) -> Iterator[tuple[Layer, LayerKeyValue]]:
         """K' and V' of every layer that acts, weights folded in; layers of weight 0 are left out.
 
-        device: where to project; dtype: in which the result is kept. The adapter fits the layout.
+        layout: the layers in which the adapter acts. device: where to project; dtype: in which the
+        result is kept.
         """
+        by_head = self.spec.family.row.wiring.value.by_head
         rules = [prompt.rules(per_weight) for per_weight in weighting.rules(layout)]
         acting = [any(rule.weight for rule in per_weight) for per_weight in rules]
         projected = self.key_values(prompt, device, acting)
         for layer, per_weight in compress(zip(layout.layers, rules, strict=True), acting):
-            folded = fold(next(projected), per_weight, weighting.scaling, dtype)
+            sources = next(projected)
+            if by_head:
+                sources = {kind: one.normalised(layer.heads) for kind, one in sources.items()}
+            folded = fold(sources, per_weight, weighting.scaling, dtype)
             if folded is not None:
                 yield layer, replace(folded, images=prompt.pictures(per_weight[0].cond))
 

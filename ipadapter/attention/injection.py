@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import torch
 from torch import Tensor
@@ -19,11 +20,20 @@ from .sigmas import ALWAYS, WHOLE_RUN, PercentRange, SigmaRange
 Recorder = Callable[["Injection", Tensor, Extra, CallState], None]
 
 
+class Place(str, Enum):
+    """Where an adapter's term is added to its block."""
+
+    CROSS = "to the attention to the text"
+    IN_ATTENTION = "to the attention of text and picture, before its projection and gate"
+    AFTER_BLOCK = "to the picture's rows, after the block"
+    JOINED = "to the attention, where it shares a softmax with the picture's own keys"
+
+
 @dataclass(frozen=True, eq=False)
 class Injection:
     """One adapter in one block.
 
-    layer: keys and values with everything folded in. span: the part of the sampling in which it
+    layer: keys and values with everything folded in. place: where they act. span: the part of the sampling in which it
     acts; sigmas: the same in the schedule that the MODEL had at Apply, for callers who tell none.
     mask: (masks, H, W) or None; mask i belongs to latent i, the last one to all later latents. With
     one item the prompt serves the whole batch; with n, item i serves latent i, the last one all
@@ -35,6 +45,7 @@ class Injection:
     sigmas: SigmaRange = ALWAYS
     mask: Tensor | None = None
     strength: float = 1.0
+    place: Place = Place.CROSS
 
     @property
     def items(self) -> int:
@@ -120,6 +131,20 @@ def inject(
     injection: Injection, base: Tensor, query: Tensor, extra: Extra, call: CallState
 ) -> Tensor:
     """Add one adapter's image attention to `base`, which may be overwritten."""
+    mask = injection.mask_for(call, query, extra)
+    return add_term(injection, base, query, mask, extra, call)
+
+
+def add_term(
+    injection: Injection,
+    base: Tensor,
+    query: Tensor,
+    mask: Tensor | None,
+    extra: Extra,
+    call: CallState,
+) -> Tensor:
+    """Add one adapter's image attention where a mask (1 or rows, length, 1) lets it act, to `base`,
+    which may be overwritten."""
     pair = injection.prepared(call, query)
     heads = extra.get("n_heads")
     if heads is None:
@@ -127,7 +152,7 @@ def inject(
             "The caller of this attention slot gives no n_heads in extra_options, so the image "
             "prompt cannot split its heads. Sample with ComfyUI's own UNet."
         )
-    factor = Factor(injection.mask_for(call, query, extra), injection.strength)
+    factor = Factor(mask, injection.strength)
     if extra.get("attn_precision") == torch.float32 and query.dtype != torch.float32:
         wide = add_image_attention(
             base.float(), query.float(), pair.key.float(), pair.value.float(), heads, factor

@@ -155,13 +155,13 @@ def test_an_empty_list_of_weights_is_refused() -> None:
 @pytest.mark.parametrize("base", [SD15, SDXL], ids=lambda layout: layout.name)
 def test_an_adapter_of_another_base_is_refused_before_any_work(base: Layout) -> None:
     with pytest.raises(ValueError, match=rf"tiny\.safetensors does not fit.*MODEL is {base.name}"):
-        ADAPTER.check_fits(base)
+        ADAPTER.layers_in(base)
 
 
 def test_fewer_layers_are_refused() -> None:
     small = layout_of({("input", 1): (32, 1)}, DIM, "one layer")
     with pytest.raises(ValueError, match=r"16 layers of width.*1 layers of width"):
-        ADAPTER.check_fits(small)
+        ADAPTER.layers_in(small)
 
 
 def test_prompts_that_are_empty_or_mixed_are_refused() -> None:

@@ -3,13 +3,15 @@ weights and inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..hosts.applied import applied
 from ..models.transformers import TEXT_TOKENS, Pair
 
 TIME = 0.6  # of the noise schedule, from 1 to 0
@@ -55,6 +57,7 @@ def model_output(pair: Pair, model: Any, **options: Any) -> Tensor:
     latents, (text, pooled) = pair.latents(), pair.text()
     given = {
         **model.model_options["transformer_options"],
+        "wrappers": model.wrappers,  # the host puts them there when a sampling begins
         "cond_or_uncond": [1, 0],
         "sigmas": torch.full((2,), TIME),
         **options,
@@ -85,3 +88,68 @@ def _predicted(
     finally:
         handle.remove()
     return seen[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Adapters with their weights, and features per adapter, (images, ...) cond and (1, ...)
+    uncond. A weight is one number or one per layer."""
+
+    adapters: Sequence[Mapping[str, Tensor]]
+    weights: Sequence[float | Sequence[float]]
+    cond: Sequence[Tensor]
+    uncond: Sequence[Tensor]
+    mask: Tensor | None = None
+
+
+def xlabs_output(pair: Pair, case: Case) -> Tensor:
+    """What `diffusers` predicts with XLabs' adapters: row 0 uncond, row 1 cond."""
+    network, plain = pair.reference, dict(pair.reference.attn_processors)
+    states = [official_xlabs(state) for state in case.adapters]
+    try:
+        network._load_ip_adapter_weights(states, low_cpu_mem_usage=False)
+        double = [one for one in network.attn_processors.values() if hasattr(one, "scale")]
+        for number, processor in enumerate(double):
+            processor.scale = [
+                weight if isinstance(weight, float) else weight[number] for weight in case.weights
+            ]
+        embeds = [
+            torch.stack([uncond.expand_as(cond), cond])
+            for cond, uncond in zip(case.cond, case.uncond, strict=True)
+        ]
+        return reference_output(pair, {"ip_adapter_image_embeds": embeds})
+    finally:
+        network.encoder_hid_proj = None
+        network.set_attn_processor(plain)
+
+
+def official_xlabs(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """XLabs' file as `diffusers` renames it when it loads one."""
+    halves: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    for key, value in state.items():
+        if key.startswith("ip_adapter_proj_model."):
+            halves["image_proj"][key.removeprefix("ip_adapter_proj_model.")] = value
+        else:
+            number, part = key.split(".")[1], key.split("_")[-2]
+            halves["ip_adapter"][f"{number}.to_{part}_ip.{key.rsplit('.')[-1]}"] = value
+    return halves
+
+
+def pack_model(pair: Pair, case: Case, core: Any) -> Any:
+    """The host's MODEL with the case's adapters. core: name of a pack module under `ipadapter` ->
+    module."""
+    model = pair.model
+    for state, weight, cond, uncond in zip(
+        case.adapters, case.weights, case.cond, case.uncond, strict=True
+    ):
+        checkpoint = core("adapters.checkpoint").checkpoint_from_dict(state, "random adapter")
+        adapter = core("adapters.adapter").Adapter.from_checkpoint(checkpoint)
+        prompt = core("adapters.prompt")
+        image = prompt.ImagePrompt(
+            prompt.concat(adapter.tokens(cond)), adapter.tokens(uncond), images=len(cond)
+        )
+        layers = None if isinstance(weight, float) else dict(enumerate(weight))
+        first = weight if isinstance(weight, float) else 1.0
+        weighting = core("attention.weight_types").Weighting((first,), layers=layers)
+        model = applied(core, model, adapter, image, weighting, mask=case.mask)
+    return model
