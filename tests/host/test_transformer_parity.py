@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from support.models.transformer_adapters import xlabs
+from support.models.transformer_adapters import instantx, xlabs
 from support.models.transformers import TINY_CHROMA, TINY_FLUX, Geometry, Pair, build_pair
+from support.references.naive_flux import naive_output
 from support.references.transformers import (
     Case,
     model_output,
@@ -55,24 +57,27 @@ SETUPS = {
     "one image": {},
     "three images (concat)": {"images": 3},
     "two chained adapters": {"adapters": 2},
-    "16 tokens": {"tokens": 16},
     "a scale per block": {"ramp": True},
 }
 
 
 def xlabs_case(
-    geometry: Geometry, images: int = 1, adapters: int = 1, tokens: int = 4, ramp: bool = False
+    geometry: Geometry,
+    images: int = 1,
+    adapters: int = 1,
+    ramp: bool = False,
+    mask: Tensor | None = None,
 ) -> Case:
     weights: list[Any] = [0.8, 0.5][:adapters]
     if ramp:
         weights = [[0.3 + 0.6 * n / (geometry.double - 1) for n in range(geometry.double)]]
     seeds = range(adapters)
-    # diffusers takes 4 tokens unless there are as many rows as 16 of 4096 numbers
     return Case(
-        [xlabs(geometry, EMBED, tokens, seed=3 + s) for s in seeds],
+        [xlabs(geometry, EMBED, seed=3 + s) for s in seeds],
         weights,
         [seeded(20 + s, images, EMBED) for s in seeds],
         [0.1 * seeded(40 + s, 1, EMBED) for s in seeds],
+        mask,
     )
 
 
@@ -91,3 +96,99 @@ def test_xlabs_equals_diffusers(core: Any, noted: Any, geometry: Geometry, setup
     error = difference(ours, xlabs_output(pair, case))
     assert difference(ours, model_output(pair, pair.model)) > 0.05
     assert noted(f"{geometry.name}, XLabs, {setup}", error) < TOLERANCE
+
+
+def instantx_case(
+    geometry: Geometry, images: int = 1, adapters: int = 1, mask: Tensor | None = None
+) -> Case:
+    case = xlabs_case(geometry, images, adapters, mask=mask)
+    states = [instantx(geometry, EMBED, seed=6 + number) for number in range(adapters)]
+    return replace(case, adapters=states)
+
+
+INSTANTX = {name: setup for name, setup in SETUPS.items() if "ramp" not in setup}
+
+
+@pytest.mark.parametrize("setup", INSTANTX)
+@pytest.mark.parametrize("geometry", [TINY_FLUX, TINY_CHROMA], ids=lambda g: g.name)
+def test_instantx_equals_its_published_maths(
+    core: Any, noted: Any, geometry: Geometry, setup: str
+) -> None:
+    pair, case = pair_of(geometry), instantx_case(geometry, **INSTANTX[setup])
+    ours = model_output(pair, pack_model(pair, case, core))
+    error = difference(ours, naive_output(pair, case))
+    assert difference(ours, model_output(pair, pair.model)) > 0.05
+    assert noted(f"{geometry.name}, InstantX, {setup}", error) < TOLERANCE
+
+
+MASK = torch.zeros(1, 64, 96)
+MASK[:, 10:40, 24:] = 1.0
+
+
+@pytest.mark.parametrize("case_of", [xlabs_case, instantx_case])
+def test_a_mask_equals_the_plain_maths(core: Any, noted: Any, case_of: Any) -> None:
+    pair, case = pair_of(TINY_FLUX), case_of(TINY_FLUX, mask=MASK)
+    ours = model_output(pair, pack_model(pair, case, core))
+    whole = model_output(pair, pack_model(pair, replace(case, mask=None), core))
+    assert difference(ours, whole) > 0.01
+    error = difference(ours, naive_output(pair, case))
+    assert noted(f"{case_of.__name__}, mask", error) < TOLERANCE
+
+
+def test_both_kinds_in_one_model_add_up(core: Any, noted: Any) -> None:
+    pair, one, other = pair_of(TINY_FLUX), xlabs_case(TINY_FLUX), instantx_case(TINY_FLUX)
+    case = Case(*([*a, *b] for a, b in zip(astuple_of(one), astuple_of(other), strict=True)))
+    error = difference(model_output(pair, pack_model(pair, case, core)), naive_output(pair, case))
+    assert noted("XLabs and InstantX together", error) < TOLERANCE
+
+
+def astuple_of(case: Case) -> tuple[Any, ...]:
+    return case.adapters, case.weights, case.cond, case.uncond
+
+
+def moved(model: Any, core: Any, place: str) -> Any:
+    """A clone whose terms are added at another place."""
+    clone = model.clone()
+    options = clone.model_options["transformer_options"]
+    key = core("host.sampling").CARRIER_KEY
+    wanted = core("attention.injection").Place[place]
+    placed = {
+        layer: replace(patch, injections=tuple(replace(i, place=wanted) for i in patch.injections))
+        for layer, patch in options[key].placed.items()
+    }
+    clone.model_options["transformer_options"] = {**options, key: replace(options[key], placed=placed)}
+    return clone
+
+
+def test_a_gate_on_xlabs_fails_the_judge(core: Any) -> None:
+    pair, case = pair_of(TINY_FLUX), xlabs_case(TINY_FLUX)
+    wrong = model_output(pair, moved(pack_model(pair, case, core), core, "IN_ATTENTION"))
+    assert difference(wrong, xlabs_output(pair, case)) > 1000 * TOLERANCE
+
+
+def test_instantx_without_the_gate_fails_the_judge(core: Any) -> None:
+    pair, case = pair_of(TINY_FLUX), instantx_case(TINY_FLUX)
+    wrong = model_output(pair, moved(pack_model(pair, case, core), core, "AFTER_BLOCK"))
+    assert difference(wrong, naive_output(pair, case)) > 1000 * TOLERANCE
+
+
+@pytest.mark.parametrize("case_of", [xlabs_case, instantx_case])
+def test_a_rotated_query_fails_the_judge(
+    core: Any, case_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, case, flux = pair_of(TINY_FLUX), case_of(TINY_FLUX), core("host.bases.flux")
+    model = pack_model(pair, case, core)
+    monkeypatch.setattr(flux, "unroped", lambda query, _rotation: query)
+    monkeypatch.setattr(flux, "_TELLS", False)
+    wrong = model_output(pair, model)
+    assert difference(wrong, naive_output(pair, case)) > 1000 * TOLERANCE
+
+
+@pytest.mark.parametrize("case_of", [xlabs_case, instantx_case])
+def test_the_older_hosts_way_is_the_same(
+    core: Any, case_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, case = pair_of(TINY_FLUX), case_of(TINY_FLUX)
+    monkeypatch.setattr(core("host.bases.flux"), "_TELLS", False)
+    ours = model_output(pair, pack_model(pair, case, core))
+    assert difference(ours, naive_output(pair, case)) < TOLERANCE

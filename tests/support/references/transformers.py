@@ -153,3 +153,4 @@ def pack_model(pair: Pair, case: Case, core: Any) -> Any:
         weighting = core("attention.weight_types").Weighting((first,), layers=layers)
         model = applied(core, model, adapter, image, weighting, mask=case.mask)
     return model
+
