@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.models.layouts import SD15, SDXL, layout_of, rules_of
+from support.models.layouts import SD15, SDXL, layout_of, plain, rules_of
 from support.models.unets import TINY_SD15, random_adapter
 from torch import Tensor
 
@@ -42,7 +42,8 @@ PROMPT = ImagePrompt(random(1, 4, DIM), random(1, 4, DIM, seed=1))
 def folded(
     plan: Weighting, prompt: ImagePrompt = PROMPT, **how: Any
 ) -> Mapping[Layer, LayerKeyValue]:
-    return dict(ADAPTER.fold(LAYOUT, prompt, plan, **how))
+    made = dict(ADAPTER.fold(LAYOUT, prompt, plan, **how))
+    return {layer: plain(one) for layer, one in made.items()}
 
 
 def project(number: int, part: str, tokens: Tensor) -> Tensor:
