@@ -12,6 +12,7 @@ from enum import Enum
 from torch import nn
 
 from ..bases.flux import FLUX
+from ..bases.sd3 import LARGE
 from ..files.tensors import Shapes
 from .projectors import (
     FaceIDPlusProjModel,
@@ -20,6 +21,7 @@ from .projectors import (
     MLPProjModel,
     Resampler,
 )
+from .time_resampler import TimeResampler
 from .vision import ENCODERS, EmbedSource
 from .wiring import Wiring
 
@@ -93,13 +95,14 @@ class Nothing(str, Enum):
 class Row:
     """A family.
 
-    telling_key: the projector key that, with the wiring of the layers, tells it. dims: reads the dimensions. projector: builds the
-    module from its shapes. reads: what the projector takes. fits: decides between families that
-    share a telling key. base: the base's name where the layers do not tell. encoder_size: picture
-    size of its encoder where the width does not tell. keeps_patches: its projector can leave out
-    patches that a mask excludes. adds_face: the face's own tokens are added, by the node's
-    weight_faceidv2. raw_face: takes the recogniser's embedding unnormalised. through_text: its
-    tokens pass through the base's own text projection. version: of FaceID Plus. training: None
+    telling_key: the projector key that, with the wiring of the layers, tells it. dims: reads the
+    dimensions. projector: builds the module from its shapes. reads: what the projector takes.
+    fits: decides between families that share a telling key. base: the base's name where the layers
+    do not tell. encoder_size: picture size of its encoder where the width does not tell.
+    keeps_patches: its projector can leave out patches that a mask excludes. adds_face: the face's
+    own tokens are added, by the node's weight_faceidv2. raw_face: takes the recogniser's embedding
+    unnormalised. through_text: its tokens pass through the base's own text projection. version: of
+    FaceID Plus. training: None
     where pictures alone do not train it. wiring: of its layers. nothing: its usual negative.
     """
 
@@ -319,6 +322,17 @@ class Family(str, Enum):
             base=FLUX,
             wiring=Wiring.INSTANTX,
             nothing=Nothing.SAME,
+        ),
+    )
+    SD3_INSTANTX = (
+        "InstantX timed",
+        Row(
+            "latents",
+            _resampler,
+            TimeResampler,
+            _HIDDEN,
+            base=LARGE,
+            wiring=Wiring.JOINED,
         ),
     )
 

@@ -22,12 +22,14 @@ class Wires:
 
     holds: the tensors of a layer. blocks: names of the blocks that the layers belong to, in order.
     place: where their attention is added. by_head: keys and values are normalised head by head.
+    by_time: they depend on the noise level.
     """
 
     holds: frozenset[str]
     blocks: tuple[str, ...]
     place: Place
     by_head: bool = False
+    by_time: bool = False
 
 
 class Wiring(Enum):
@@ -40,7 +42,9 @@ class Wiring(Enum):
     # https://github.com/Shakker-Labs/ComfyUI-IPAdapter-Flux/tree/eef22b6
     INSTANTX = Wires(frozenset((KEY, VALUE)), (DOUBLE, SINGLE), Place.IN_ATTENTION, by_head=True)
     # https://github.com/huggingface/diffusers/blob/58eb52c0803ea9af3abec60841c2a093bdf1f951/src/diffusers/models/attention_processor.py#L4872
-    JOINED = Wires(frozenset((KEY, VALUE, *_NORMS, *_BY_TIME)), (JOINT,), Place.JOINED)
+    JOINED = Wires(
+        frozenset((KEY, VALUE, *_NORMS, *_BY_TIME)), (JOINT,), Place.JOINED, by_time=True
+    )
 
     @classmethod
     def of_transformer(cls, holds: frozenset[str]) -> Wiring | None:

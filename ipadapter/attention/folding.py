@@ -68,6 +68,14 @@ class KeyValue:
 
 
 @dataclass(frozen=True, eq=False)
+class Norms:
+    """Weights of the norms of queries and keys, one per channel of a head: (dim,)."""
+
+    query: Tensor
+    key: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class LayerKeyValue:
     """What the cond and the uncond rows of one layer attend to.
 
@@ -77,6 +85,17 @@ class LayerKeyValue:
     cond: KeyValue
     uncond: KeyValue
     images: range = range(1)
+
+    @property
+    def items(self) -> int:
+        """Number of per-latent prompts: 1 serves the whole batch."""
+        pairs = (self.cond, self.uncond)
+        return max(tensor.shape[0] for pair in pairs for tensor in (pair.key, pair.value))
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Tokens of the cond and of the uncond rows."""
+        return self.cond.key.shape[1], self.uncond.key.shape[1]
 
     def to(self, device: torch.device) -> LayerKeyValue:
         """The same on another device."""
@@ -147,7 +166,8 @@ def fold(
 
     wanted = (rules[0].cond, rules[0].uncond)
     made = {s: scaled(s) for s in (_there(source, sources) for source in wanted)}
-    return LayerKeyValue(*(made[_there(source, sources)] for source in wanted))
+    cond, uncond = (made[_there(source, sources)] for source in wanted)
+    return LayerKeyValue(cond, uncond)
 
 
 def _there(source: Source, sources: Mapping[Source, KeyValue]) -> Source:

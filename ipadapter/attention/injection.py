@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import Problem
 from .decoupled import add_image_attention
-from .folding import KeyValue, LayerKeyValue
+from .folding import KeyValue, LayerKeyValue, Norms
 from .mask import Factor, block_grid, mask_rows, warn_unplaced
 from .rows import CallState, Extra, Rows
 from .sigmas import ALWAYS, WHOLE_RUN, PercentRange, SigmaRange
@@ -30,17 +30,47 @@ class Place(str, Enum):
 
 
 @dataclass(frozen=True, eq=False)
+class LayerOverTime:
+    """Keys and values of one layer that depend on the noise level.
+
+    made: those of every layer, at the noise level of a call. index: which of them are the layer's.
+    weights: of the whole term, one for all latents or one per latent. norms: of the block's own
+    queries and keys. items: number of per-latent prompts. images: reference pictures.
+    """
+
+    made: Callable[[CallState], Sequence[LayerKeyValue]]
+    index: int
+    weights: tuple[float, ...]
+    norms: Norms
+    items: int = 1
+    images: range = range(1)
+
+    def to(self, _device: torch.device) -> LayerOverTime:
+        """Where its modules are is the host's affair."""
+        return self
+
+    def nbytes(self) -> int:
+        """Bytes held: what is made for a call goes with the sampling run."""
+        return 0
+
+    def weight_of(self, items: Sequence[int]) -> tuple[float, ...]:
+        """The weights of some latents."""
+        return tuple(self.weights[min(item, len(self.weights) - 1)] for item in items)
+
+
+@dataclass(frozen=True, eq=False)
 class Injection:
     """One adapter in one block.
 
-    layer: keys and values with everything folded in. place: where they act. span: the part of the sampling in which it
-    acts; sigmas: the same in the schedule that the MODEL had at Apply, for callers who tell none.
+    layer: keys and values with everything folded in, or such as change over time. place: where they
+    act. span: the part of the sampling in which it acts; sigmas: the same in the schedule that the
+    MODEL had at Apply, for callers who tell none.
     mask: (masks, H, W) or None; mask i belongs to latent i, the last one to all later latents. With
     one item the prompt serves the whole batch; with n, item i serves latent i, the last one all
     later latents. strength: of the whole term, for strengths that change from step to step.
     """
 
-    layer: LayerKeyValue
+    layer: LayerKeyValue | LayerOverTime
     span: PercentRange = WHOLE_RUN
     sigmas: SigmaRange = ALWAYS
     mask: Tensor | None = None
@@ -50,8 +80,12 @@ class Injection:
     @property
     def items(self) -> int:
         """Number of per-latent prompts: 1 serves the whole batch."""
-        pairs = (self.layer.cond, self.layer.uncond)
-        return max(tensor.shape[0] for pair in pairs for tensor in (pair.key, pair.value))
+        return self.layer.items
+
+    def layer_at(self, call: CallState) -> LayerKeyValue:
+        """Keys and values at a call's noise level."""
+        layer = self.layer
+        return layer if isinstance(layer, LayerKeyValue) else layer.made(call)[layer.index]
 
     def acts(self, call: CallState) -> bool:
         """True unless the call's noise level lies outside the range."""
@@ -70,14 +104,27 @@ class Injection:
         once per sampling run for each pattern of cond and uncond chunks; of per-latent prompts only
         the current window is kept.
         """
-        rows = call.rows(query.shape[0])
-        items = (0,) if self.items == 1 else rows.items
+        rows, layer = call.rows(query.shape[0]), self.layer_at(call)
+        given = (layer, (0,) if self.items == 1 else rows.items)
         slot = (self.layer, rows.is_cond, query.device, query.dtype)
         kept = call.prepared.get(slot)
-        if kept is None or kept[0] != items:
-            kept = (items, _gather(self.layer, rows.is_cond, items, query))
+        if kept is None or kept[0] != given:
+            kept = (given, _gather(layer, rows.is_cond, given[1], query))
             call.prepared[slot] = kept
         return kept[1]
+
+    def by_chunk(self, call: CallState, query: Tensor) -> Iterator[tuple[slice, KeyValue]]:
+        """Like `prepared`, for rows that must not be given a token twice: all rows at once where
+        cond and uncond have as many tokens, else one chunk after another."""
+        layer, rows = self.layer_at(call), call.rows(query.shape[0])
+        if len(set(layer.tokens)) == 1:
+            yield slice(None), self.prepared(call, query)
+            return
+        items = (0,) if self.items == 1 else rows.items
+        size = query.shape[0] // len(rows.is_cond)
+        for number, is_cond in enumerate(rows.is_cond):
+            part = slice(number * size, (number + 1) * size)
+            yield part, _gather(layer, (is_cond,), items, query[part])
 
     def mask_for(self, call: CallState, query: Tensor, extra: Extra) -> Tensor | None:
         """(1 or rows, length, 1) mask on the block's own grid, or None. Resized once per sampling

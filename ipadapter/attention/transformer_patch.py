@@ -1,8 +1,8 @@
-"""What an adapter adds in a transformer's block, where the rows of text and picture are one
-sequence.
+"""What an adapter adds in a transformer's block, where text and picture are rows of one sequence.
 
     after the block    img + w Attn(Q, K', V')                           (XLabs)
     in its attention   Attn(...) + w Attn(Q, K', V'), then projection and gate    (InstantX)
+    in its attention   the same with the picture's own keys and values, joined.py (SD3.5)
 
 with the block's own Q after its norm and before its rotary embedding. A patch is plain and
 immutable, as in attn2_patch.py; what the host's blocks look like is in host/bases/.
@@ -17,7 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .injection import Injection, Place, Recorder, add_term
+from .folding import Norms
+from .injection import Injection, LayerOverTime, Place, Recorder, add_term
+from .joined import Attended, Scales, joined_attention
+from .mask import Factor
 from .rows import CallState, Extra
 
 
@@ -79,6 +82,24 @@ class BlockPatch:
             base = add_term(injection, base, query, mask, sight.extra, call)
         return base
 
+    def joined(
+        self, base: Tensor, given: Attended, block: Norms, sight: Sight, call: CallState
+    ) -> Tensor:
+        """`base` with the terms that share a softmax with the picture's own keys; it may be
+        overwritten. base: (rows, length, width), the picture's rows."""
+        for injection in self.acting((Place.JOINED,), call):
+            self._show(injection, given.query, sight, call)
+            layer = injection.layer
+            if not isinstance(layer, LayerOverTime):
+                raise TypeError("an adapter that joins softmaxes has norms of its own")
+            scales = Scales.between(layer.norms, block)
+            factor = _factor(injection, layer, given.query, sight, call)
+            for part, pair in injection.by_chunk(call, given.query):
+                term = joined_attention(given.rows(part), pair, scales, sight.heads)
+                mask = factor.rows(part)
+                base[part].add_(term if mask is None else term * mask, alpha=factor.strength)
+        return base
+
     def _show(self, injection: Injection, query: Tensor, sight: Sight, call: CallState) -> None:
         if self.recorder is not None:
             self.recorder(injection, query[:, sight.pixels], sight.extra, call)
@@ -86,6 +107,19 @@ class BlockPatch:
     def __deepcopy__(self, memo: dict[int, Any]) -> BlockPatch:
         """Older hosts deep-copy model options on every clone; immutable content needs no copy."""
         return self
+
+
+def _factor(
+    injection: Injection, layer: LayerOverTime, query: Tensor, sight: Sight, call: CallState
+) -> Factor:
+    """Mask and weight of the whole term: it has no values of its own that a weight folds into."""
+    mask = spread_mask(injection, query, sight, call)
+    if len(layer.weights) == 1:
+        return Factor(mask, injection.strength * layer.weights[0])
+    rows = call.rows(query.shape[0])
+    weights = layer.weight_of(rows.items) * len(rows.is_cond)
+    by_row = torch.tensor(weights).to(query).view(-1, 1, 1)
+    return Factor(by_row if mask is None else by_row * mask, injection.strength)
 
 
 def spread_mask(

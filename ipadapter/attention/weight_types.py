@@ -84,10 +84,11 @@ class Weighting:
         # Layer weights go before the type; the precise types keep their swap of cond and uncond.
         kind = self.kind if self.layers is None or self.kind in _PRECISE else WeightType.LINEAR
         if layout.styles is None and kind not in _BY_PLACE:
+            others = ", ".join(one.value for one in _BY_PLACE)
             raise Problem.BAD_VALUE(
-                f"weight_type is {kind.value!r}: which layers of {layout.name} carry style and which "
-                f"composition is not known. Choose {', '.join(one.value for one in _BY_PLACE)}, or "
-                "set layers by number with IPAdapter Mad Scientist."
+                f"weight_type is {kind.value!r}: which layers of {layout.name} carry style and "
+                f"which composition is not known. Choose {others}, or set layers by number with "
+                "IPAdapter Mad Scientist."
             )
         return tuple(
             tuple(self._rule(_RULES[kind], layer.transformer, spot, one) for one in self.weights)

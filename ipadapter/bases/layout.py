@@ -10,8 +10,8 @@ from ..errors import Problem
 
 
 class BlockId(NamedTuple):
-    """ComfyUI's name of one transformer block: `("input", 4, 1)` in a UNet, `("double", 4, 0)` in a
-    transformer."""
+    """ComfyUI's name of one transformer block: `("input", 4, 1)` in a UNet, or `("double", 4, 0)`
+    in a transformer."""
 
     name: str
     number: int
@@ -20,8 +20,8 @@ class BlockId(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """One attention that an adapter acts beside: a text cross-attention of a UNet, or a block of a
-    transformer.
+    """One attention that an adapter acts beside: a text cross-attention of a UNet, or that of a
+    block in a transformer.
 
     transformer: the `t` of weight types: in a UNet the index of its SpatialTransformer in execution
     order (input, middle, output), in a transformer that of the block.
@@ -94,15 +94,13 @@ class Layout:
         if not self.fits(widths, token_dim):
             raise self.misfit(widths, token_dim, adapter, base)
 
-    def misfit(
-        self, widths: Sequence[int], token_dim: int, adapter: str, base: str
-    ) -> ValueError:
+    def misfit(self, widths: Sequence[int], token_dim: int, adapter: str, base: str) -> ValueError:
         """The error that says what an adapter is made for and what this is."""
         found = tuple(layer.width for layer in self.layers)
         return Problem.WRONG_BASE(
             f"{adapter} does not fit this MODEL: it is made for {base} "
-            f"({_describe(widths, token_dim if self.context_dim else 0)}), the MODEL is {self.name} "
-            f"({_describe(found, self.context_dim)}). "
+            f"({_describe(widths, token_dim if self.context_dim else 0)}), the MODEL is "
+            f"{self.name} ({_describe(found, self.context_dim)}). "
             f"Load an adapter made for {self.name}, or a checkpoint of {base}."
         )
 

@@ -229,7 +229,4 @@ def why_not_an_adapter(name: str, shapes: Shapes) -> str:
         return (
             f"{name} is not an IP-Adapter: {expected}, this file has {seen}. Choose another file."
         )
-    return (
-        f"{name} is {kind.value}, not an IP-Adapter; {expected}. "
-        f"{advice}Choose another file."
-    )
+    return f"{name} is {kind.value}, not an IP-Adapter; {expected}. {advice}Choose another file."

@@ -15,7 +15,6 @@ from ..attention.rows import Extra
 from ..bases.layout import BlockId, Layer
 from ..errors import Problem
 
-
 SlotKey = tuple[str, int] | tuple[str, int, int]
 Slots = Mapping[SlotKey, Any]
 

@@ -8,14 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from support.models.transformer_adapters import instantx, xlabs
-from support.models.transformers import TINY_CHROMA, TINY_FLUX, Geometry, Pair, build_pair
+from support.models.transformer_adapters import instantx, sd3, xlabs
+from support.models.transformers import (
+    TINY_CHROMA,
+    TINY_FLUX,
+    TINY_SD3,
+    Geometry,
+    Pair,
+    build_pair,
+)
 from support.references.naive_flux import naive_output
 from support.references.transformers import (
     Case,
     model_output,
     pack_model,
     reference_output,
+    sd3_output,
     xlabs_output,
 )
 from torch import Tensor
@@ -81,7 +89,7 @@ def xlabs_case(
     )
 
 
-@pytest.mark.parametrize("geometry", [TINY_FLUX, TINY_CHROMA], ids=lambda g: g.name)
+@pytest.mark.parametrize("geometry", [TINY_FLUX, TINY_CHROMA, TINY_SD3], ids=lambda g: g.name)
 def test_the_bases_are_the_same(host: Any, noted: Any, geometry: Geometry) -> None:
     pair = pair_of(geometry)
     error = difference(model_output(pair, pair.model), reference_output(pair))
@@ -137,13 +145,14 @@ def test_a_mask_equals_the_plain_maths(core: Any, noted: Any, case_of: Any) -> N
 
 def test_both_kinds_in_one_model_add_up(core: Any, noted: Any) -> None:
     pair, one, other = pair_of(TINY_FLUX), xlabs_case(TINY_FLUX), instantx_case(TINY_FLUX)
-    case = Case(*([*a, *b] for a, b in zip(astuple_of(one), astuple_of(other), strict=True)))
+    case = Case(
+        [*one.adapters, *other.adapters],
+        [*one.weights, *other.weights],
+        [*one.cond, *other.cond],
+        [*one.uncond, *other.uncond],
+    )
     error = difference(model_output(pair, pack_model(pair, case, core)), naive_output(pair, case))
     assert noted("XLabs and InstantX together", error) < TOLERANCE
-
-
-def astuple_of(case: Case) -> tuple[Any, ...]:
-    return case.adapters, case.weights, case.cond, case.uncond
 
 
 def moved(model: Any, core: Any, place: str) -> Any:
@@ -156,7 +165,10 @@ def moved(model: Any, core: Any, place: str) -> Any:
         layer: replace(patch, injections=tuple(replace(i, place=wanted) for i in patch.injections))
         for layer, patch in options[key].placed.items()
     }
-    clone.model_options["transformer_options"] = {**options, key: replace(options[key], placed=placed)}
+    clone.model_options["transformer_options"] = {
+        **options,
+        key: replace(options[key], placed=placed),
+    }
     return clone
 
 
@@ -192,3 +204,17 @@ def test_the_older_hosts_way_is_the_same(
     monkeypatch.setattr(core("host.bases.flux"), "_TELLS", False)
     ours = model_output(pair, pack_model(pair, case, core))
     assert difference(ours, naive_output(pair, case)) < TOLERANCE
+
+
+def sd3_case(weight: Any = 0.7) -> Case:
+    cond, uncond = seeded(20, 1, 5, EMBED), torch.zeros(1, 5, EMBED)
+    return Case([sd3(TINY_SD3, EMBED)], [weight], [cond], [uncond])
+
+
+@pytest.mark.parametrize("weight", [0.7, [0.3, 0.9, 0.5]], ids=["one scale", "a scale per block"])
+def test_sd3_equals_diffusers(core: Any, noted: Any, weight: Any) -> None:
+    pair, case = pair_of(TINY_SD3), sd3_case(weight)
+    ours = model_output(pair, pack_model(pair, case, core))
+    assert difference(ours, model_output(pair, pair.model)) > 0.05
+    error = difference(ours, sd3_output(pair, case))
+    assert noted(f"{TINY_SD3.name}, InstantX, weight {weight}", error) < TOLERANCE

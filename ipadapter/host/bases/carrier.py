@@ -15,9 +15,10 @@ from ...attention.rows import CALL_KEY, CallState
 from ...attention.transformer_patch import BlockPatch
 from ...bases.layout import Layer, Layout
 from .flux import FLUX_KIND
+from .sd3 import SD3_KIND
 from .transformer import Args, Around, Block, Frame, Kind
 
-_KINDS = (FLUX_KIND,)
+_KINDS = (FLUX_KIND, SD3_KIND)
 _KIND_OF = {name: kind for kind in _KINDS for name in kind.slots}  # by the names of blocks
 
 Holder = Callable[[Args, Mapping[str, Any]], dict[str, Any]]  # what a slot may hold
@@ -66,7 +67,9 @@ class Carrier:
         for layer, patch in acting.items():
             key = (kind.slots[layer.block.name], layer.block.number)
             held[key] = _over(held.get(key), Around(layer, patch, frame, call), kind)
-        for key in {kind.told_by[one.block.name] for one in acting if one.block.name in kind.told_by}:
+        for key in {
+            kind.told_by[one.block.name] for one in acting if one.block.name in kind.told_by
+        }:
             held[key] = _noting_text(held.get(key), frame)
         return {**options, "patches_replace": {**replaced, "dit": held}}
 

@@ -63,7 +63,7 @@ class _Run:
         return {}
 
     def finish(self, output: Tensor, _extra: Any = None) -> Tensor:
-        """An `attn1_output_patch`: the attention's output, (rows, length, width), with its terms."""
+        """An `attn1_output_patch`: the attention's output, (rows, length, width), with terms."""
         around = self.around
         if self.query is None or not around.acts(Place.IN_ATTENTION):
             return output

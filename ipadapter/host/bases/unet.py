@@ -102,7 +102,7 @@ def with_injections(
 
 
 def with_recorder(options: Mapping[str, Any], recorder: Recorder) -> dict[str, Any] | None:
-    """Transformer options whose image prompts are shown to `recorder`; None where there are none."""
+    """Transformer options whose image prompts are shown to `recorder`; None if there are none."""
     shown = recorded(slots_of(options), recorder)
     return with_slots(options, shown) if shown else None
 

@@ -44,6 +44,8 @@ TINY_FLUX = Geometry("tiny Flux", "Flux", 4, 16, double=3, single=3)
 # ComfyUI counts on Chroma's 344 modulations.
 TINY_CHROMA = Geometry("tiny Chroma", "Chroma", 4, 16, double=19, single=38)
 TINY_SD3 = Geometry("tiny SD3.5", "SD3", 3, 64, double=3)
+FLUX_DEV = Geometry("Flux.1", "Flux", 24, 128, 19, 38, (16, 56, 56), text_dim=4096, pooled=768)
+SD35_LARGE = Geometry("SD3.5-Large", "SD3", 38, 64, 38, text_dim=4096, pooled=2048)
 # One block of each kind at the published width.
 WIDE_FLUX = Geometry("Flux, two blocks", "Flux", 24, 128, 1, 1, (16, 56, 56), text_dim=4096)
 WIDE_SD3 = Geometry("SD3.5-Large's width", "SD3", 38, 64, 2, text_dim=4096, pooled=2048)
@@ -238,7 +240,9 @@ def _chroma_model(geometry: Geometry, state: Mapping[str, Tensor]) -> Any:
     config = chroma_config(geometry)
     network = _network(comfy.ldm.chroma.model.Chroma, config)
     names: dict[str, Any] = dict(comfy.utils.flux_to_diffusers(config))
-    norm = "weight" if "distilled_guidance_layer.norms.0.weight" in network.state_dict() else "scale"
+    norm = (
+        "weight" if "distilled_guidance_layer.norms.0.weight" in network.state_dict() else "scale"
+    )
     for key in state:
         if key.startswith("distilled_guidance_layer."):
             name = key.replace("linear_1", "in_layer").replace("linear_2", "out_layer")

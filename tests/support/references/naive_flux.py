@@ -34,7 +34,8 @@ class Term:
     def added(self, query: Tensor, layer: int, row: int, grid: tuple[int, int]) -> Tensor:
         """query: (length, heads, dim), not rotated; the picture's rows are last. Returns (length,
         heads * dim)."""
-        heads, parts = query.shape[1], []
+        heads = query.shape[1]
+        parts: list[Tensor] = []
         for part in ("to_k_ip", "to_v_ip"):
             made = self.tokens[row].double() @ self.layers[f"{layer}.{part}.weight"].double().T
             if self.inside:
@@ -43,7 +44,8 @@ class Term:
                 parts.append((split / norm).flatten(-2))
             else:
                 parts.append(made + self.layers[f"{layer}.{part}.bias"].double())
-        out = self.weight * attention(query.flatten(-2), *parts, heads)
+        key, value = parts
+        out = self.weight * attention(query.flatten(-2), key, value, heads)
         return out if self.mask is None else out * self._placed(len(out), grid)
 
     def _placed(self, length: int, grid: tuple[int, int]) -> Tensor:
@@ -75,7 +77,11 @@ def tokens_of(projector: Mapping[str, Tensor], pooled: Tensor) -> Tensor:
         return functional.linear(x, projector[f"{name}.weight"], projector[f"{name}.bias"])
 
     deep = "proj.0.weight" in projector
-    made = linear("proj.2", functional.gelu(linear("proj.0", pooled))) if deep else linear("proj", pooled)
+    made = (
+        linear("proj.2", functional.gelu(linear("proj.0", pooled)))
+        if deep
+        else linear("proj", pooled)
+    )
     width = len(projector["norm.weight"])
     given = (projector["norm.weight"], projector["norm.bias"])
     return functional.layer_norm(made.reshape(-1, width), (width,), *given)
@@ -89,7 +95,7 @@ def naive_output(pair: Pair, case: Case) -> Tensor:
     ):
         projector, layers = halves(state)
         rows = [tokens_of(projector, features) for features in (uncond, cond)]
-        assert isinstance(weight, float)
+        assert isinstance(weight, (int, float))
         terms.append(Term(layers, rows, weight, "proj.0.weight" in projector, case.mask))
     network, plain = pair.reference, dict(pair.reference.attn_processors)
     height, width = pair.latents().shape[-2:]
@@ -136,8 +142,10 @@ class NaiveFluxAttention:
             words = [heads(part(encoder_hidden_states)) for part in parts]
             words = [attn.norm_added_q(words[0]), attn.norm_added_k(words[1]), words[2]]
             joint = [torch.cat(both, dim=1) for both in zip(words, image, strict=True)]
-        turned = [apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in joint[:2]]
-        q, k, v = (x.flatten(-2) for x in (*turned, joint[2]))
+        turned: list[Any] = [
+            apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in joint[:2]
+        ]
+        q, k, v = (x.flatten(-2) for x in [*turned, joint[2]])
         out = torch.stack([attention(*row, attn.heads) for row in zip(q, k, v, strict=True)])
         after = self._add(out, plain, text)
         if encoder_hidden_states is None:

@@ -111,7 +111,8 @@ def xlabs_output(pair: Pair, case: Case) -> Tensor:
         double = [one for one in network.attn_processors.values() if hasattr(one, "scale")]
         for number, processor in enumerate(double):
             processor.scale = [
-                weight if isinstance(weight, float) else weight[number] for weight in case.weights
+                weight if isinstance(weight, (int, float)) else weight[number]
+                for weight in case.weights
             ]
         embeds = [
             torch.stack([uncond.expand_as(cond), cond])
@@ -148,9 +149,30 @@ def pack_model(pair: Pair, case: Case, core: Any) -> Any:
         image = prompt.ImagePrompt(
             prompt.concat(adapter.tokens(cond)), adapter.tokens(uncond), images=len(cond)
         )
-        layers = None if isinstance(weight, float) else dict(enumerate(weight))
-        first = weight if isinstance(weight, float) else 1.0
+        layers = None if isinstance(weight, (int, float)) else dict(enumerate(weight))
+        first = weight if isinstance(weight, (int, float)) else 1.0
         weighting = core("attention.weight_types").Weighting((first,), layers=layers)
         model = applied(core, model, adapter, image, weighting, mask=case.mask)
     return model
 
+
+def sd3_output(pair: Pair, case: Case) -> Tensor:
+    """What `diffusers` predicts with one adapter of SD3.5's kind: row 0 uncond, row 1 cond."""
+    network, plain = pair.reference, dict(pair.reference.attn_processors)
+    (state,), (weight,) = case.adapters, case.weights
+    halves: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    for key, value in state.items():
+        half, _, name = key.partition(".")
+        halves[half][name] = value
+    try:
+        processors = network._convert_ip_adapter_attn_to_diffusers(halves["ip_adapter"], False)
+        for number, processor in enumerate(processors.values()):
+            processor.scale = weight if isinstance(weight, (int, float)) else weight[number]
+        network.set_attn_processor(dict(processors))
+        resampler = network._convert_ip_adapter_image_proj_to_diffusers(halves["image_proj"], False)
+        features = torch.cat([case.uncond[0], case.cond[0]])
+        with torch.no_grad():
+            tokens, moment = resampler(features, torch.full((2,), 1000 * TIME))
+        return reference_output(pair, {"ip_hidden_states": tokens, "temb": moment})
+    finally:
+        network.set_attn_processor(plain)
