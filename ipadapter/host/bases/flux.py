@@ -31,6 +31,8 @@ def read_flux(network: Any) -> Layout | None:
     if not isinstance(network, (Flux, Chroma)):
         return None
     parameters = network.params
+    if getattr(parameters, "global_modulation", False):  # FLUX.2, which is of the same class
+        return None
     name = CHROMA if isinstance(network, Chroma) else FLUX
     return flux_layout(
         name,

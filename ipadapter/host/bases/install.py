@@ -19,7 +19,15 @@ Injections = Mapping[Layer, Injection]
 
 def layout_of(model: ModelPatcher) -> Layout:
     """The layers of a MODEL in which adapters act; ValueError if none is made for such a MODEL."""
-    return read_transformer(model.get_model_object("diffusion_model")) or unet.read_layout(model)
+    network = model.get_model_object("diffusion_model")
+    layout = read_transformer(network)
+    if layout is None and not unet.has_slots(network):
+        raise Problem.UNSUPPORTED(
+            f"This MODEL is {type(model.model).__name__} ({type(network).__name__}), and no "
+            "IP-Adapter for it is known to this pack. Load a checkpoint of SD1.5, SD2, SDXL, "
+            "Flux.1, Chroma or SD3.5-Large."
+        )
+    return layout or unet.read_layout(model)
 
 
 def install(model: ModelPatcher, injections: Injections) -> ModelPatcher:

@@ -58,6 +58,11 @@ def read_layout(model: ModelPatcher) -> Layout:
     return unet_layout(layers, context_dim)
 
 
+def has_slots(network: nn.Module) -> bool:
+    """Whether a network has cross-attentions to text of the UNet kind."""
+    return any(True for _ in _transformers(network))
+
+
 def _cross_attentions(blocks: list[nn.Module]) -> Iterator[tuple[int, Any]]:
     for index, block in enumerate(blocks):
         attn2 = getattr(block, "attn2", None)

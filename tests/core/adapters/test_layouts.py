@@ -27,7 +27,9 @@ BASES = {
     Family.KOLORS_PLUS: ("Kolors",),
     Family.KOLORS_FACEID_PLUS: ("Kolors",),
 }
-CASES = [(family, base) for family in UNET_FAMILIES for base in BASES.get(family, ("SD1.5", "SDXL"))]
+CASES = [
+    (family, base) for family in UNET_FAMILIES for base in BASES.get(family, ("SD1.5", "SDXL"))
+]
 # diffusers' class has four tokens here, Kolors' file six.
 IN_DIFFUSERS = [(family, base) for family, base in CASES if family != Family.KOLORS_FACEID_PLUS]
 WRAPPERS = ("module.", "_orig_mod.", "model.", "module._orig_mod.", "model.module.")
