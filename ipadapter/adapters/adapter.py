@@ -3,16 +3,17 @@ as they are needed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import compress, repeat
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..attention.folding import KeyValue, LayerKeyValue, Source, fold
+from ..attention.injection import LayerOverTime
 from ..attention.weight_types import Weighting
 from ..bases.layout import Layer, Layout
 from ..errors import Problem
@@ -24,7 +25,10 @@ from .projectors import (
 )
 from .prompt import ImagePrompt
 from .spec import AdapterSpec, identify
+from .time_resampler import TimedAdapter
+from .timed import over_time
 
+M = TypeVar("M", bound=nn.Module)
 _KEPT = 128 << 20  # bytes of tokens, keys and values kept per adapter
 
 
@@ -71,6 +75,15 @@ class Adapter:
         return projector
 
     @cached_property
+    def timed(self) -> TimedAdapter:
+        """Projector and layers of an adapter that depends on the noise level, in the file's dtype;
+        built at first use."""
+        parts = {"image_proj": self.checkpoint.image_proj, "ip_adapter": self.checkpoint.ip_adapter}
+        tensors = {f"{half}.{key}": part[key] for half, part in parts.items() for key in part}
+        shapes = [part.shapes() for part in parts.values()]
+        return loaded_module(lambda: TimedAdapter(*shapes), tensors, f"{self.name}: its modules")
+
+    @cached_property
     def layer_ids(self) -> tuple[int, ...]:
         """Ids of the adapter's layers in layer order: 1, 3, 5, ..."""
         return tuple(
@@ -93,7 +106,9 @@ class Adapter:
         wanted: per layer, whether to project it; all by default. Yields, per layer, unscaled fp32
         keys and values of every kind of token the prompt has, on the CPU.
         """
-        tokens = {Source.IMAGE: prompt.cond, Source.NEGATIVE: prompt.uncond}
+        tokens = {Source.IMAGE: prompt.cond}
+        if prompt.uncond is not prompt.cond:
+            tokens[Source.NEGATIVE] = prompt.uncond
         if prompt.second is not None:
             tokens[Source.SECOND_IMAGE] = prompt.second
         content = digest(*tokens.values())
@@ -107,12 +122,16 @@ class Adapter:
         self, layer: int, rows: Tensor, device: torch.device | str
     ) -> tuple[Tensor, Tensor]:
         """Keys and values of all tokens, (tokens, width) each."""
-        names = [f"{layer}.{part}.weight" for part in ("to_k_ip", "to_v_ip")]
-        weights = {name: self.checkpoint.ip_adapter[name] for name in names}
-        key, value = (project_rows(rows, weight, device) for weight in weights.values())
-        if not torch.isfinite(key.sum() + value.sum()):  # where damaged weights show, if any are
-            require_finite(weights, self.name)
-        return key, value
+        read = self.checkpoint.ip_adapter
+
+        def projected(part: str) -> Tensor:
+            weight, bias = read[f"{layer}.{part}.weight"], read.get(f"{layer}.{part}.bias")
+            made = project_rows(rows, weight, device, bias)
+            if not torch.isfinite(made.sum()):  # where damaged weights show, if any are
+                require_finite({f"{layer}.{part}.weight": weight}, self.name)
+            return made
+
+        return projected("to_k_ip"), projected("to_v_ip")
 
     def tokens(
         self,
@@ -121,7 +140,8 @@ class Adapter:
         keep: Tensor | None = None,
         face_scales: Sequence[float] = (1.0,),
     ) -> Tensor:
-        """The image tokens c: (images, tokens, projected_dim), fp32, on the CPU.
+        """The image tokens c: (images, tokens, projected_dim), fp32, on the CPU; of adapters that
+        depend on the noise level the features, which become tokens while sampling.
 
         features: the encoder's output, (images, ...). face: (images, face_dim). keep: (images,
         patches) bool, the patches that a Resampler reads; None for all. face_scales: how much of a
@@ -129,6 +149,8 @@ class Adapter:
         face's own tokens.
         """
         row = self.spec.family.row
+        if row.wiring.value.by_time and features is not None:
+            return features.float().cpu()
         # The default scale follows the weight: where it has no effect, a new weight projects
         # nothing.
         scales = tuple(face_scales) if row.adds_face else (1.0,)
@@ -141,10 +163,14 @@ class Adapter:
             (tokens,) = self.recent.get(key, lambda: [self.projector(*given, *both)])
         return tokens
 
-    def check_fits(self, layout: Layout) -> None:
-        """ValueError if the adapter is made for another base than the layout's."""
+    def layers_in(self, layout: Layout) -> Layout:
+        """The layers of a base in which the adapter acts; ValueError if it is made for another."""
         spec = self.spec
-        layout.check(spec.layer_widths, spec.token_dim, self.name, spec.base_name)
+        own = layout.only(spec.family.row.wiring.value.blocks)
+        if not own.fits(spec.layer_widths, spec.token_dim):
+            shown = own if own.layers else layout
+            raise shown.misfit(spec.layer_widths, spec.token_dim, self.name, spec.base_name)
+        return own
 
     def fold(
         self,
@@ -153,16 +179,26 @@ class Adapter:
         weighting: Weighting,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-    ) -> Iterator[tuple[Layer, LayerKeyValue]]:
+    ) -> Iterator[tuple[Layer, LayerKeyValue | LayerOverTime]]:
         """K' and V' of every layer that acts, weights folded in; layers of weight 0 are left out.
 
-        device: where to project; dtype: in which the result is kept. The adapter fits the layout.
+        layout: the layers in which the adapter acts. device: where to project; dtype: in which the
+        result is kept.
         """
+        wires = self.spec.family.row.wiring.value
         rules = [prompt.rules(per_weight) for per_weight in weighting.rules(layout)]
         acting = [any(rule.weight for rule in per_weight) for per_weight in rules]
+        if wires.by_time:
+            weights = [tuple(rule.weight for rule in per_weight) for per_weight in rules]
+            layers = over_time(self.timed, prompt, weights, weighting.scaling, dtype)
+            yield from compress(zip(layout.layers, layers, strict=True), acting)
+            return
         projected = self.key_values(prompt, device, acting)
         for layer, per_weight in compress(zip(layout.layers, rules, strict=True), acting):
-            folded = fold(next(projected), per_weight, weighting.scaling, dtype)
+            sources = next(projected)
+            if wires.by_head:
+                sources = {kind: one.normalised(layer.heads) for kind, one in sources.items()}
+            folded = fold(sources, per_weight, weighting.scaling, dtype)
             if folded is not None:
                 yield layer, replace(folded, images=prompt.pictures(per_weight[0].cond))
 
@@ -178,16 +214,21 @@ def build_projector(
     their device, no gradients)."""
     tensors = dict(image_proj)
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    what = f"{name}: its {spec.family.value} projector"
+    return loaded_module(lambda: spec.family.row.projector(shapes), tensors, what)
+
+
+def loaded_module(build: Callable[[], M], tensors: Mapping[str, Tensor], what: str) -> M:
+    """A module over a file's own tensors. what: it is, for messages."""
     try:
         with torch.device("meta"):
-            module = spec.family.row.projector(shapes)
+            module = build()
     except (KeyError, ValueError, IndexError, RuntimeError) as error:
         raise Problem.FILE_BROKEN(
-            f"{name}: its {spec.family.value} projector is incomplete ({type(error).__name__}: "
-            f"{error}). Download the file again."
+            f"{what} is incomplete ({type(error).__name__}: {error}). Download the file again."
         ) from error
-    _check(module, shapes, f"{name}: its {spec.family.value} projector")
-    require_finite(tensors, name)
+    _check(module, {key: tuple(value.shape) for key, value in tensors.items()}, what)
+    require_finite(tensors, what.partition(":")[0])
     module.load_state_dict(tensors, assign=True)
     return module.requires_grad_(False).train(False)
 

@@ -11,6 +11,8 @@ from enum import Enum
 
 from torch import nn
 
+from ..bases.flux import FLUX
+from ..bases.sd3 import LARGE
 from ..files.tensors import Shapes
 from .projectors import (
     FaceIDPlusProjModel,
@@ -19,7 +21,9 @@ from .projectors import (
     MLPProjModel,
     Resampler,
 )
+from .time_resampler import TimeResampler
 from .vision import ENCODERS, EmbedSource
+from .wiring import Wiring
 
 FACE_WIDTH = 512  # ArcFace embeddings
 MAX_TOKENS = 4096
@@ -78,18 +82,28 @@ class Training:
     shapes: Callable[[int, int, int, int, int], Shapes]
 
 
+class Nothing(str, Enum):
+    """What the negative is where no picture is to be moved away from."""
+
+    ZEROS = "zeros in place of features"
+    GREY = "a picture of the encoder's mean grey"
+    BLACK = "a black picture"
+    SAME = "the picture itself, so that guidance leaves it alone"
+
+
 @dataclass(frozen=True)
 class Row:
     """A family.
 
-    telling_key: the projector key that tells it. dims: reads the dimensions. projector: builds the
-    module from its shapes. reads: what the projector takes. fits: decides between families that
-    share a telling key. base: the base's name where the layers do not tell. encoder_size: picture
-    size of its encoder where the width does not tell. keeps_patches: its projector can leave out
-    patches that a mask excludes. adds_face: the face's own tokens are added, by the node's
-    weight_faceidv2. raw_face: takes the recogniser's embedding unnormalised. through_text: its
-    tokens pass through the base's own text projection. version: of FaceID Plus. training: None
-    where pictures alone do not train it.
+    telling_key: the projector key that, with the wiring of the layers, tells it. dims: reads the
+    dimensions. projector: builds the module from its shapes. reads: what the projector takes.
+    fits: decides between families that share a telling key. base: the base's name where the layers
+    do not tell. encoder_size: picture size of its encoder where the width does not tell.
+    keeps_patches: its projector can leave out patches that a mask excludes. adds_face: the face's
+    own tokens are added, by the node's weight_faceidv2. raw_face: takes the recogniser's embedding
+    unnormalised. through_text: its tokens pass through the base's own text projection. version: of
+    FaceID Plus. training: None
+    where pictures alone do not train it. wiring: of its layers. nothing: its usual negative.
     """
 
     telling_key: str
@@ -105,6 +119,8 @@ class Row:
     through_text: bool = False
     version: FaceVersion | None = None
     training: Training | None = None
+    wiring: Wiring = Wiring.UNET
+    nothing: Nothing = Nothing.ZEROS
 
 
 def _standard(shapes: Shapes) -> Dims:
@@ -145,6 +161,11 @@ def _faceid(shapes: Shapes) -> Dims:
     return Dims(num_tokens, 0, shapes["proj.0.weight"][1], token_dim)
 
 
+def _pooled_mlp(shapes: Shapes) -> Dims:
+    dims = _faceid(shapes)
+    return Dims(dims.num_tokens, dims.face_dim, 0, dims.projected_dim)
+
+
 def _is_kolors(given: Evidence) -> bool:
     dims, latent_dim = given.dims, given.projector["latents"][2]
     return latent_dim == dims.projected_dim == 2048 and dims.embed_dim == 1024
@@ -157,7 +178,7 @@ _BOTH = EmbedSource.FACE_AND_HIDDEN
 
 class Family(str, Enum):
     """Adapter families by the name that messages and files give them. A file is of the first
-    family here whose telling key it has and which fits."""
+    family here whose wiring and telling key it has and which fits."""
 
     row: Row
 
@@ -180,7 +201,13 @@ class Family(str, Enum):
     )
     FULL_FACE = (
         "Full Face",
-        Row("proj.3.weight", _full_face, MLPProjModel.from_shapes, _HIDDEN),
+        Row(
+            "proj.3.weight",
+            _full_face,
+            MLPProjModel.from_shapes,
+            _HIDDEN,
+            nothing=Nothing.GREY,
+        ),
     )
     FACEID_PLUS = (
         "FaceID Plus",
@@ -191,6 +218,7 @@ class Family(str, Enum):
             _BOTH,
             fits=lambda e: e.joins and default_face_version(e.name) is FaceVersion.V1,
             version=FaceVersion.V1,
+            nothing=Nothing.GREY,
         ),
     )
     FACEID_PLUS_V2 = (
@@ -203,6 +231,7 @@ class Family(str, Enum):
             fits=lambda e: e.joins,
             adds_face=True,
             version=FaceVersion.V2,
+            nothing=Nothing.GREY,
         ),
     )
     KOLORS_FACEID_PLUS = (
@@ -216,6 +245,7 @@ class Family(str, Enum):
             encoder_size=336,
             adds_face=True,
             through_text=True,
+            nothing=Nothing.GREY,
         ),
     )
     PORTRAIT_UNNORM = (
@@ -240,6 +270,7 @@ class Family(str, Enum):
             base="Kolors",
             encoder_size=336,
             keeps_patches=True,
+            nothing=Nothing.GREY,
         ),
     )
     PLUS = (
@@ -251,6 +282,7 @@ class Family(str, Enum):
             _HIDDEN,
             keeps_patches=True,
             training=Training(16, Resampler.shapes),
+            nothing=Nothing.GREY,
         ),
     )
     FACEID = (
@@ -267,7 +299,42 @@ class Family(str, Enum):
         "FaceID Portrait",
         Row("proj.2.weight", _faceid, FaceIDProjModel, _FACE),
     )
+    FLUX_XLABS = (
+        "XLabs",
+        Row(
+            "proj.weight",
+            _standard,
+            ImageProjModel.from_shapes,
+            _POOLED,
+            base=FLUX,
+            encoder_size=224,
+            wiring=Wiring.XLABS,
+            nothing=Nothing.BLACK,
+        ),
+    )
+    FLUX_INSTANTX = (
+        "InstantX",
+        Row(
+            "proj.2.weight",
+            _pooled_mlp,
+            FaceIDProjModel,
+            _POOLED,
+            base=FLUX,
+            wiring=Wiring.INSTANTX,
+            nothing=Nothing.SAME,
+        ),
+    )
+    SD3_INSTANTX = (
+        "InstantX timed",
+        Row(
+            "latents",
+            _resampler,
+            TimeResampler,
+            _HIDDEN,
+            base=LARGE,
+            wiring=Wiring.JOINED,
+        ),
+    )
 
 
-TELLING_KEYS = tuple(dict.fromkeys(family.row.telling_key for family in Family))
 TRAINABLE = tuple(family for family in Family if family.row.training)

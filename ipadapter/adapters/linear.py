@@ -46,6 +46,15 @@ def pieces(weight: Tensor, device: torch.device | str) -> Iterator[tuple[slice, 
         give_back(weight[kept:])
 
 
+class LayerNorm(nn.LayerNorm):
+    """A norm whose weights may be stored in another dtype than it computes in."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., width) -> (..., width)"""
+        weight, bias = self.weight.to(input), self.bias.to(input)
+        return functional.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
 class Linear(nn.Linear):
     """A linear layer whose weights may be stored in another dtype than it computes in."""
 

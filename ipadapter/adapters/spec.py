@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass, replace
 from ..bases.unet import base_name
 from ..errors import Problem
 from ..files.tensors import Shapes
-from .families import MAX_TOKENS, TELLING_KEYS, Dims, Evidence, FaceVersion, Family
+from .families import MAX_TOKENS, Dims, Evidence, FaceVersion, Family
 from .key_values import read_layers
 from .vision import EmbedSource, encoder_name
 
@@ -83,29 +83,33 @@ def identify(image_proj: Shapes, ip_adapter: Shapes, name: str) -> AdapterSpec:
 
     `name` is for messages, and the default of FaceID Plus v1 or v2.
     """
-    token_dim, layer_widths = read_layers(ip_adapter, name)
+    layers = read_layers(ip_adapter, name)
     has_lora = any("_lora." in key for key in ip_adapter)
-    key = next((key for key in TELLING_KEYS if key in image_proj), None)
+    wired = [family for family in Family if family.row.wiring is layers.wiring]
+    keys = tuple(dict.fromkeys(family.row.telling_key for family in wired))
+    key = next((key for key in keys if key in image_proj), None)
     if key is None:
         seen = ", ".join(sorted(image_proj)[:4])
         raise Problem.UNSUPPORTED(
             f"{name} is an adapter of an unknown family: its projector has {seen}. Expected one of "
-            f"{', '.join(TELLING_KEYS)}."
+            f"{', '.join(keys)}."
         )
-    related = [family for family in Family if family.row.telling_key == key]
+    related = [family for family in wired if family.row.telling_key == key]
     judged = [(family, _dims(family, image_proj, name)) for family in related]
     family, dims = next(
         (one, dims)
         for one, dims in judged
-        if one.row.fits(Evidence(image_proj, dims, token_dim, has_lora, name))
+        if one.row.fits(Evidence(image_proj, dims, layers.token_dim, has_lora, name))
     )
-    if not family.row.through_text and dims.projected_dim != token_dim:
+    if not family.row.through_text and dims.projected_dim != layers.token_dim:
         raise Problem.FILE_BROKEN(
             f"{name}: the projector gives tokens of width {dims.projected_dim}, the layers take "
-            f"{token_dim}. The file mixes parts of two adapters; download it again."
+            f"{layers.token_dim}. The file mixes parts of two adapters; download it again."
         )
     tokens, embed, face, projected = astuple(dims)
-    return AdapterSpec(family, tokens, embed, face, token_dim, projected, layer_widths, has_lora)
+    return AdapterSpec(
+        family, tokens, embed, face, layers.token_dim, projected, layers.widths, has_lora
+    )
 
 
 def _dims(family: Family, shapes: Shapes, name: str) -> Dims:

@@ -53,9 +53,26 @@ class KeyValue:
         """The same on another device."""
         return KeyValue(self.key.to(device), self.value.to(device))
 
+    def normalised(self, heads: int, eps: float = 1e-5) -> KeyValue:
+        """Every head of every token scaled to a root mean square of 1."""
+
+        def scaled(tensor: Tensor) -> Tensor:
+            by_head = tensor.unflatten(-1, (heads, -1))
+            return (by_head * (by_head.square().mean(-1, keepdim=True) + eps).rsqrt()).flatten(-2)
+
+        return KeyValue(scaled(self.key), scaled(self.value))
+
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(t.numel() * t.element_size() for t in (self.key, self.value))
+
+
+@dataclass(frozen=True, eq=False)
+class Norms:
+    """Weights of the norms of queries and keys, one per channel of a head: (dim,)."""
+
+    query: Tensor
+    key: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,21 +86,35 @@ class LayerKeyValue:
     uncond: KeyValue
     images: range = range(1)
 
+    @property
+    def items(self) -> int:
+        """Number of per-latent prompts: 1 serves the whole batch."""
+        pairs = (self.cond, self.uncond)
+        return max(tensor.shape[0] for pair in pairs for tensor in (pair.key, pair.value))
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Tokens of the cond and of the uncond rows."""
+        return self.cond.key.shape[1], self.uncond.key.shape[1]
+
     def to(self, device: torch.device) -> LayerKeyValue:
         """The same on another device."""
-        return replace(self, cond=self.cond.to(device), uncond=self.uncond.to(device))
+        cond = self.cond.to(device)
+        uncond = cond if self.uncond is self.cond else self.uncond.to(device)
+        return replace(self, cond=cond, uncond=uncond)
 
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.cond.nbytes() + self.uncond.nbytes()
+        return self.cond.nbytes() + (0 if self.uncond is self.cond else self.uncond.nbytes())
 
 
 _Scale = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def _penalised(weight: Tensor, key: Tensor) -> Tensor:
-    """Weight scaled down on narrow layers: C / 1280, with C the layer's width (Fooocus)."""
-    return weight * (key.shape[-1] / 1280.0)
+    """Weight scaled down on narrow layers: C / 1280, with C the layer's width (Fooocus); layers of
+    transformers are all as wide."""
+    return weight * min(key.shape[-1] / 1280.0, 1.0)
 
 
 def _mean_scaled(key: Tensor, value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,13 +158,21 @@ def fold(
                 torch.zeros_like(image.key[:1], dtype=dtype),
                 torch.zeros_like(image.value[:1], dtype=dtype),
             )
-        pair = sources.get(source) or sources[Source.IMAGE]
+        pair = sources[source]
         count = max(len(pair.key), len(weight))
         weights = _lengthened(weight, count).to(pair.key.device)
         key, value = scale(_lengthened(pair.key, count), _lengthened(pair.value, count), weights)
         return KeyValue(_narrow(key, dtype), _narrow(value, dtype))
 
-    return LayerKeyValue(scaled(rules[0].cond), scaled(rules[0].uncond))
+    wanted = (rules[0].cond, rules[0].uncond)
+    made = {s: scaled(s) for s in (_there(source, sources) for source in wanted)}
+    cond, uncond = (made[_there(source, sources)] for source in wanted)
+    return LayerKeyValue(cond, uncond)
+
+
+def _there(source: Source, sources: Mapping[Source, KeyValue]) -> Source:
+    """The kind of tokens that a prompt without this kind has in its place."""
+    return source if source is Source.ZERO or source in sources else Source.IMAGE
 
 
 def _lengthened(tensor: Tensor, count: int) -> Tensor:

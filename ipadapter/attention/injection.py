@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import torch
 from torch import Tensor
 
 from ..errors import Problem
 from .decoupled import add_image_attention
-from .folding import KeyValue, LayerKeyValue
+from .folding import KeyValue, LayerKeyValue, Norms
 from .mask import Factor, block_grid, mask_rows, warn_unplaced
 from .rows import CallState, Extra, Rows
 from .sigmas import ALWAYS, WHOLE_RUN, PercentRange, SigmaRange
@@ -19,28 +20,72 @@ from .sigmas import ALWAYS, WHOLE_RUN, PercentRange, SigmaRange
 Recorder = Callable[["Injection", Tensor, Extra, CallState], None]
 
 
+class Place(str, Enum):
+    """Where an adapter's term is added to its block."""
+
+    CROSS = "to the attention to the text"
+    IN_ATTENTION = "to the attention of text and picture, before its projection and gate"
+    AFTER_BLOCK = "to the picture's rows, after the block"
+    JOINED = "to the attention, where it shares a softmax with the picture's own keys"
+
+
+@dataclass(frozen=True, eq=False)
+class LayerOverTime:
+    """Keys and values of one layer that depend on the noise level.
+
+    made: those of every layer, at the noise level of a call. index: which of them are the layer's.
+    weights: of the whole term, one for all latents or one per latent. norms: of the block's own
+    queries and keys. items: number of per-latent prompts. images: reference pictures.
+    """
+
+    made: Callable[[CallState], Sequence[LayerKeyValue]]
+    index: int
+    weights: tuple[float, ...]
+    norms: Norms
+    items: int = 1
+    images: range = range(1)
+
+    def to(self, _device: torch.device) -> LayerOverTime:
+        """Where its modules are is the host's affair."""
+        return self
+
+    def nbytes(self) -> int:
+        """Bytes held: what is made for a call goes with the sampling run."""
+        return 0
+
+    def weight_of(self, items: Sequence[int]) -> tuple[float, ...]:
+        """The weights of some latents."""
+        return tuple(self.weights[min(item, len(self.weights) - 1)] for item in items)
+
+
 @dataclass(frozen=True, eq=False)
 class Injection:
     """One adapter in one block.
 
-    layer: keys and values with everything folded in. span: the part of the sampling in which it
-    acts; sigmas: the same in the schedule that the MODEL had at Apply, for callers who tell none.
+    layer: keys and values with everything folded in, or such as change over time. place: where they
+    act. span: the part of the sampling in which it acts; sigmas: the same in the schedule that the
+    MODEL had at Apply, for callers who tell none.
     mask: (masks, H, W) or None; mask i belongs to latent i, the last one to all later latents. With
     one item the prompt serves the whole batch; with n, item i serves latent i, the last one all
     later latents. strength: of the whole term, for strengths that change from step to step.
     """
 
-    layer: LayerKeyValue
+    layer: LayerKeyValue | LayerOverTime
     span: PercentRange = WHOLE_RUN
     sigmas: SigmaRange = ALWAYS
     mask: Tensor | None = None
     strength: float = 1.0
+    place: Place = Place.CROSS
 
     @property
     def items(self) -> int:
         """Number of per-latent prompts: 1 serves the whole batch."""
-        pairs = (self.layer.cond, self.layer.uncond)
-        return max(tensor.shape[0] for pair in pairs for tensor in (pair.key, pair.value))
+        return self.layer.items
+
+    def layer_at(self, call: CallState) -> LayerKeyValue:
+        """Keys and values at a call's noise level."""
+        layer = self.layer
+        return layer if isinstance(layer, LayerKeyValue) else layer.made(call)[layer.index]
 
     def acts(self, call: CallState) -> bool:
         """True unless the call's noise level lies outside the range."""
@@ -59,14 +104,27 @@ class Injection:
         once per sampling run for each pattern of cond and uncond chunks; of per-latent prompts only
         the current window is kept.
         """
-        rows = call.rows(query.shape[0])
-        items = (0,) if self.items == 1 else rows.items
+        rows, layer = call.rows(query.shape[0]), self.layer_at(call)
+        given = (layer, (0,) if self.items == 1 else rows.items)
         slot = (self.layer, rows.is_cond, query.device, query.dtype)
         kept = call.prepared.get(slot)
-        if kept is None or kept[0] != items:
-            kept = (items, _gather(self.layer, rows.is_cond, items, query))
+        if kept is None or kept[0] != given:
+            kept = (given, _gather(layer, rows.is_cond, given[1], query))
             call.prepared[slot] = kept
         return kept[1]
+
+    def by_chunk(self, call: CallState, query: Tensor) -> Iterator[tuple[slice, KeyValue]]:
+        """Like `prepared`, for rows that must not be given a token twice: all rows at once where
+        cond and uncond have as many tokens, else one chunk after another."""
+        layer, rows = self.layer_at(call), call.rows(query.shape[0])
+        if len(set(layer.tokens)) == 1:
+            yield slice(None), self.prepared(call, query)
+            return
+        items = (0,) if self.items == 1 else rows.items
+        size = query.shape[0] // len(rows.is_cond)
+        for number, is_cond in enumerate(rows.is_cond):
+            part = slice(number * size, (number + 1) * size)
+            yield part, _gather(layer, (is_cond,), items, query[part])
 
     def mask_for(self, call: CallState, query: Tensor, extra: Extra) -> Tensor | None:
         """(1 or rows, length, 1) mask on the block's own grid, or None. Resized once per sampling
@@ -120,6 +178,20 @@ def inject(
     injection: Injection, base: Tensor, query: Tensor, extra: Extra, call: CallState
 ) -> Tensor:
     """Add one adapter's image attention to `base`, which may be overwritten."""
+    mask = injection.mask_for(call, query, extra)
+    return add_term(injection, base, query, mask, extra, call)
+
+
+def add_term(
+    injection: Injection,
+    base: Tensor,
+    query: Tensor,
+    mask: Tensor | None,
+    extra: Extra,
+    call: CallState,
+) -> Tensor:
+    """Add one adapter's image attention where a mask (1 or rows, length, 1) lets it act, to `base`,
+    which may be overwritten."""
     pair = injection.prepared(call, query)
     heads = extra.get("n_heads")
     if heads is None:
@@ -127,7 +199,7 @@ def inject(
             "The caller of this attention slot gives no n_heads in extra_options, so the image "
             "prompt cannot split its heads. Sample with ComfyUI's own UNet."
         )
-    factor = Factor(injection.mask_for(call, query, extra), injection.strength)
+    factor = Factor(mask, injection.strength)
     if extra.get("attn_precision") == torch.float32 and query.dtype != torch.float32:
         wide = add_image_attention(
             base.float(), query.float(), pair.key.float(), pair.value.float(), heads, factor

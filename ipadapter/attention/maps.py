@@ -91,7 +91,7 @@ class AttentionRecord:
             for item in range(chunk)
             if flag
         ]
-        layer = injection.layer
+        layer = injection.layer_at(call)
         picked = [min(rows.items[row % chunk], injection.items - 1) for row in cond]
         key, value = (
             t[[min(item, len(t) - 1) for item in picked]].to(query.device, torch.float32)

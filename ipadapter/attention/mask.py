@@ -19,6 +19,10 @@ class Factor(NamedTuple):
     mask: Tensor | None = None
     strength: float = 1.0
 
+    def rows(self, part: slice) -> Tensor | None:
+        """The mask of some rows."""
+        return self.mask if self.mask is None or len(self.mask) == 1 else self.mask[part]
+
     def of(self, group: int, groups: int, rows: int) -> Tensor | None:
         """The mask of one group's queries: (rows of the group,)."""
         if self.mask is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
-from ..bases.layout import Layout
+from ..bases.layout import NO_STYLES, Layout
 from ..errors import Problem
 from .folding import EmbedsScaling, LayerRule, Source
 
@@ -83,6 +83,13 @@ class Weighting:
         """Per layer of the layout, in adapter order: one rule per weight."""
         # Layer weights go before the type; the precise types keep their swap of cond and uncond.
         kind = self.kind if self.layers is None or self.kind in _PRECISE else WeightType.LINEAR
+        if layout.styles is None and kind not in _BY_PLACE:
+            others = ", ".join(one.value for one in _BY_PLACE)
+            raise Problem.BAD_VALUE(
+                f"weight_type is {kind.value!r}: which layers of {layout.name} carry style and "
+                f"which composition is not known. Choose {others}, or set layers by number with "
+                "IPAdapter Mad Scientist."
+            )
         return tuple(
             tuple(self._rule(_RULES[kind], layer.transformer, spot, one) for one in self.weights)
             for layer, spot in zip(layout.layers, _spots(layout), strict=True)
@@ -182,15 +189,17 @@ _RULES: Mapping[WeightType, _Rule] = {
 
 
 _PRECISE = (WeightType.STYLE_PRECISE, WeightType.COMPOSITION_PRECISE)
+# Types that ask where a layer lies, not what it carries: they serve every base.
+_BY_PLACE = tuple(_RULES)[: tuple(_RULES).index(WeightType.STYLE)]
 
 
 def _spots(layout: Layout) -> Iterator[_Spot]:
     """The layers of a layout as weight types see them, in adapter order."""
-    styles, count = layout.styles, layout.transformers
+    styles, count = layout.styles or NO_STYLES, layout.transformers
     for layer in layout.layers:
         where = (layer.block.name, layer.block.number)
         yield _Spot(
-            layer.block.name,
+            layout.part_of(layer),
             layer.transformer / count,
             where in styles.style,
             styles.composition.get(where, 0.0),

@@ -15,7 +15,6 @@ class Kind(str, Enum):
 
     ADAPTER = "an IP-Adapter"
     PARTIAL_ADAPTER = "a part of an IP-Adapter"
-    FLUX_ADAPTER = "an IP-Adapter for Flux"
     INSTRUCT = "an IP-Adapter-Instruct model"
     ART = "an adapter in the layout and widths of IP-Adapter-Art"
     CSGO = "a CSGO model"
@@ -120,8 +119,6 @@ OTHER_METHODS = {
 
 # Signs of other methods: their files may hold an adapter's two halves as well.
 _OTHER_METHODS = (
-    MethodSign(Kind.FLUX_ADAPTER, "ip_adapter_proj_model."),
-    MethodSign(Kind.FLUX_ADAPTER, "ip_adapter_double_stream"),
     MethodSign(Kind.INSTRUCT, "proj_prompt_input"),
     MethodSign(Kind.INSTRUCT, "proj_new_input"),
     MethodSign(Kind.ART, "encoder_hid_proj.image_embeds.weight", ".processor.to_k_ip", 768),
@@ -195,7 +192,7 @@ def kind_of(shapes: Shapes) -> Kind:
     found = halves(shapes)
     if found.projector and found.layers:
         return Kind.ADAPTER
-    if "to_k_ip" in text:
+    if "to_k_ip" in text or "ip_adapter_double_stream" in text:
         return Kind.PARTIAL_ADAPTER
     for sign in _SIGNS:
         if any(sign.matches(key) for key in shapes):
@@ -232,7 +229,4 @@ def why_not_an_adapter(name: str, shapes: Shapes) -> str:
         return (
             f"{name} is not an IP-Adapter: {expected}, this file has {seen}. Choose another file."
         )
-    return (
-        f"{name} is {kind.value}, not an IP-Adapter for a UNet model; {expected}. "
-        f"{advice}Choose another file."
-    )
+    return f"{name} is {kind.value}, not an IP-Adapter; {expected}. {advice}Choose another file."

@@ -1,8 +1,8 @@
 """Where an adapter's tensors lie in a file, whoever saved it: found by key names alone.
 
-Official files have `image_proj.*` and `ip_adapter.{1,3,5...}.to_k_ip.weight`. What a training or
-diffusers saves has the same tensors under the names of the UNet's own modules, among its weights,
-below the names of wrappers.
+Official files have `image_proj.*` and `ip_adapter.{1,3,5...}.to_k_ip.weight` (0, 1, 2 for
+transformers). What a training or diffusers saves has the same tensors under the names of the base's
+own modules, among its weights, below the names of wrappers; so have those of XLabs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+_SIGNS = ("to_k_ip", "ip_adapter_double_stream_k", "ip_adapter_proj_model")
 _PROJECTORS = ("image_proj", "image_proj_model")
 _LAYERS = ("ip_adapter", "adapter_modules")
 
@@ -19,7 +20,7 @@ _WRAPPERS = re.compile(
     r"(?<![^.])(?:module|_orig_mod|_forward_module|_fsdp_wrapped_module"
     r"|_checkpoint_wrapped_module)\."
 )
-_PROJECTOR = re.compile(r"(?:.*\.)?(?:image_proj|image_proj_model)\.(.+)")
+_PROJECTOR = re.compile(r"(?:.*\.)?(?:image_proj|image_proj_model|ip_adapter_proj_model)\.(.+)")
 _HIDDEN_PROJECTOR = re.compile(
     r"(?:.*\.)?encoder_hid_proj\.(?:image_projection_layers\.(\d+)\.)?(.+)"
 )
@@ -29,6 +30,9 @@ _BLOCK = (
     r"transformer_blocks\.\d+)\.attn([12])\."
 )
 _PROCESSOR = re.compile(_BLOCK + r"processor\.(to_\w+)(?:\.(\d+))?\.(.+)")
+_XLABS = re.compile(
+    r"(?:.*\.)?double_blocks\.(\d+)\.processor\.ip_adapter_double_stream_([kv])_proj\.(.+)"
+)
 # A FaceID adapter's LoRA after diffusers has put it into the UNet.
 _INJECTED_LORA = re.compile(_BLOCK + r"(to_[qkv]|to_out)(?:\.0)?\.lora_([AB])\.faceid_(\d+)\.(.+)")
 _SECTIONS = ("down_blocks", "up_blocks", "mid_block")  # in the order of diffusers' attn_processors
@@ -58,7 +62,7 @@ def halves(keys: Iterable[str]) -> Halves:
         elif root in _PROJECTORS:
             projector[name] = key
     official = projector and any(key[:1].isdigit() for key in layers)
-    if official or not any("to_k_ip" in key for key in keys):
+    if official or not any(sign in key for key in keys for sign in _SIGNS):
         return Halves(projector, layers)
     found = _searched({_WRAPPERS.sub("", key): key for key in keys})
     return found if found.layers else Halves(found.projector, layers, found.clash)
@@ -86,6 +90,8 @@ def _searched(keys: Mapping[str, str]) -> Halves:
             hidden.add(match[2], key)
         elif match := _NUMBERED.fullmatch(name):
             numbered.add(match[1], key)
+        elif match := _XLABS.fullmatch(name):
+            numbered.add(f"{match[1]}.to_{match[2]}_ip.{match[3]}", key)
         elif match := _PROCESSOR.fullmatch(name):
             named[key] = match[1], int(match[2]), f"{match[3]}.{match[5]}"
         elif match := _INJECTED_LORA.fullmatch(name):

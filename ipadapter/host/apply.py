@@ -44,7 +44,7 @@ def injections_of(request: Request) -> dict[Layer, Injection]:
     """What a request's pictures add to each layer of its MODEL."""
     model, adapter = _model(request), request.loaded.adapter
     layout = layout_of(model)
-    adapter.check_fits(layout)
+    layout = adapter.layers_in(layout)
     weighting = request.weighting(layout)
     through = _text_projection(model) if adapter.spec.needs_hid_proj else None
     prompt = image_prompt(adapter, see(request), request, through)
@@ -64,9 +64,13 @@ def fold_into(
     span = PercentRange(when.start_at, when.end_at)
     sigmas = span.resolved(model.get_model_object("model_sampling").percent_to_sigma)
     mask = None if when.mask is None else acting_mask(when.mask)
+    place = adapter.spec.family.row.wiring.value.place
     with torch.no_grad():
         folded = adapter.fold(layout, prompt, weighting, compute_device(), kept_dtype(model))
-        return {layer: Injection(kv.to(kept_device()), span, sigmas, mask) for layer, kv in folded}
+        return {
+            layer: Injection(kv.to(kept_device()), span, sigmas, mask, place=place)
+            for layer, kv in folded
+        }
 
 
 def _model(request: Request) -> ModelPatcher:

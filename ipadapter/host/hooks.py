@@ -12,8 +12,8 @@ from comfy.model_patcher import ModelPatcher
 
 from ..attention.injection import Injection
 from ..bases.layout import Layer
+from .bases.install import with_injections
 from .sampling import HOOKS_KEY, WRAPPER_KEY, WRAPPERS
-from .slots import place, slots_of, with_slots
 
 
 class ImagePromptHook(comfy.hooks.TransformerOptionsHook):
@@ -63,9 +63,8 @@ def _patched(
     injections: Mapping[Layer, Injection], strength: float, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Transformer options of one model call, with an image prompt on top."""
-    slots = slots_of(options)
     scaled = {layer: one.with_strength(strength) for layer, one in injections.items()}
-    return with_slots(options, {**slots, **place(slots, scaled, {})})
+    return with_injections(options, scaled)
 
 
 def hook_group(

@@ -26,6 +26,8 @@ logger = logging.getLogger("ipadapter")
 
 WRAPPER_KEY = "ip_adapter"
 HOOKS_KEY = "ip_adapter_hooks"
+# What puts image prompts around a transformer's blocks (bases/carrier.py).
+CARRIER_KEY = "ip_adapter_carrier"
 
 
 class Label(NamedTuple):
@@ -237,6 +239,9 @@ def _label_call(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     options[CALL_KEY] = _call_state(options, x, executor)
     for hooked in options.pop(HOOKS_KEY, ()):
         options = hooked(options)
+    if carrier := options.get(CARRIER_KEY):
+        network = getattr(getattr(executor, "class_obj", None), "diffusion_model", None)
+        options = carrier.carried(options, x, network)
     given[_OPTIONS] = options
     return executor(x, *given, **kwargs)
 

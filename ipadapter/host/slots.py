@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import comfy.ldm.modules.attention as host_attention
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..attention.attn2_patch import AttentionPatch, Replacement
@@ -15,25 +14,6 @@ from ..attention.injection import Injection, Recorder
 from ..attention.rows import Extra
 from ..bases.layout import BlockId, Layer
 from ..errors import Problem
-
-
-def record_attention(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
-    """A clone whose image prompts are shown to `recorder`. ValueError if the MODEL has none."""
-    clone = model.clone()
-    options = clone.model_options["transformer_options"]
-    slots = slots_of(options)
-    # A slot may be registered under two keys: both keep holding one and the same patch.
-    patches = {id(p): p for p in slots.values() if isinstance(p, AttentionPatch)}
-    if not patches:
-        raise Problem.WRONG_INPUT(
-            "This MODEL carries no image prompt to record: connect the MODEL output of an "
-            "IPAdapter node."
-        )
-    recording = {key: patch.with_recorder(recorder) for key, patch in patches.items()}
-    shown = {key: recording.get(id(patch), patch) for key, patch in slots.items()}
-    clone.model_options["transformer_options"] = with_slots(options, shown)
-    return clone
-
 
 SlotKey = tuple[str, int] | tuple[str, int, int]
 Slots = Mapping[SlotKey, Any]
@@ -59,6 +39,16 @@ def with_slots(options: Mapping[str, Any], slots: Slots) -> dict[str, Any]:
     """Copy of transformer options that holds other attn2 slots; the given ones stay as they are."""
     replaced = {**options.get("patches_replace", {}), "attn2": dict(slots)}
     return {**options, "patches_replace": replaced}
+
+
+def recorded(slots: Slots, recorder: Recorder) -> dict[SlotKey, Any]:
+    """Slots whose patches show their terms to `recorder`; empty where none is ours."""
+    # A slot may be registered under two keys: both keep holding one and the same patch.
+    patches = {id(p): p for p in slots.values() if isinstance(p, AttentionPatch)}
+    if not patches:
+        return {}
+    recording = {key: patch.with_recorder(recorder) for key, patch in patches.items()}
+    return {key: recording.get(id(patch), patch) for key, patch in slots.items()}
 
 
 def place(

@@ -11,8 +11,8 @@ from torch.nn import functional
 from ..apply.request import chosen
 from ..attention.maps import AttentionRecord, MapKind, overlay
 from ..attention.weight_texts import number
+from ..host.bases.install import record_attention
 from ..host.preview import result_view
-from ..host.slots import record_attention
 from ..pictures.images import as_rgb
 from . import inputs
 

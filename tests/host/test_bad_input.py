@@ -142,9 +142,9 @@ def flux_model() -> Any:
 def test_a_model_without_cross_attention(scene: Scene) -> None:
     refused(
         lambda: scene.apply(flux_model()),
-        "This MODEL (Flux",
-        "no UNet cross-attention",
-        "Load an SD1.5, SD2 or SDXL checkpoint",
+        "does not fit this MODEL",
+        "the MODEL is Flux.1 (2 layers of width 64)",
+        "Load an adapter made for Flux.1",
     )
 
 

@@ -160,7 +160,7 @@ ADAPTER_FILES = {
     "controlnet.safetensors": ("is a ControlNet", HAS, "models/controlnet", "Choose another"),
     "checkpoint.safetensors": ("is a full checkpoint", HAS, "models/checkpoints"),
     "encoder.safetensors": ("is a CLIP vision encoder", HAS, "models/clip_vision"),
-    "flux.safetensors": ("is an IP-Adapter for Flux", HAS),
+    "flux.safetensors": ("no 'ip_adapter...' tensors", AGAIN),
     "csgo.safetensors": ("is a CSGO model", "which this pack cannot use", "choose another file"),
     "unknown.safetensors": ("is not an IP-Adapter", HAS, "something.weight", "Choose another"),
     "missing_key.safetensors": ("'3.to_v_ip.weight' is missing", "Download the file again"),
@@ -307,7 +307,11 @@ ROWS = [
         {"model2": node("UNETLoader", unet_name="tiny_sd3.safetensors", weight_dtype="default")}
         | apply(model=("model2", 0)),
         ADVANCED,
-        ("This MODEL (SD3", "no UNet cross-attention", "Load an SD1.5, SD2 or SDXL checkpoint"),
+        (
+            "good.safetensors",
+            "the MODEL is custom SD3 (1 blocks, width 64)",
+            "Load an adapter made",
+        ),
     ),
     Row(
         "a preset for no such base",

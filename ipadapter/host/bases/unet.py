@@ -11,12 +11,12 @@ from comfy.patcher_extension import CallbacksMP
 from torch import nn
 
 from ...attention.attn2_patch import AttentionPatch
-from ...attention.injection import Injection
+from ...attention.injection import Injection, Recorder
 from ...bases.layout import BlockId, Layer, Layout
 from ...bases.unet import unet_layout
 from ...errors import Problem
 from ..sampling import WRAPPER_KEY, add_wrappers
-from ..slots import SlotKey, place, slots_of, with_slots
+from ..slots import SlotKey, place, recorded, slots_of, with_slots
 
 
 def read_layout(model: ModelPatcher) -> Layout:
@@ -58,6 +58,11 @@ def read_layout(model: ModelPatcher) -> Layout:
     return unet_layout(layers, context_dim)
 
 
+def has_slots(network: nn.Module) -> bool:
+    """Whether a network has cross-attentions to text of the UNet kind."""
+    return any(True for _ in _transformers(network))
+
+
 def _cross_attentions(blocks: list[nn.Module]) -> Iterator[tuple[int, Any]]:
     for index, block in enumerate(blocks):
         attn2 = getattr(block, "attn2", None)
@@ -91,6 +96,20 @@ def install(model: ModelPatcher, injections: Mapping[Layer, Injection]) -> Model
         patched.add_callback_with_key(CallbacksMP.ON_CLONE, WRAPPER_KEY, fork_patches)
     add_wrappers(patched)
     return patched
+
+
+def with_injections(
+    options: Mapping[str, Any], injections: Mapping[Layer, Injection]
+) -> dict[str, Any]:
+    """Transformer options of one model call, with an adapter on top of what holds the slots."""
+    slots = slots_of(options)
+    return with_slots(options, {**slots, **place(slots, injections, {})})
+
+
+def with_recorder(options: Mapping[str, Any], recorder: Recorder) -> dict[str, Any] | None:
+    """Transformer options whose image prompts are shown to `recorder`; None if there are none."""
+    shown = recorded(slots_of(options), recorder)
+    return with_slots(options, shown) if shown else None
 
 
 def fork_patches(_model: ModelPatcher, clone: ModelPatcher) -> None:

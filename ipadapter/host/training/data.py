@@ -19,7 +19,7 @@ from ...errors import Problem
 from ...pictures.images import Interpolation, as_rgb, crop_square, resize
 from ...training.data import Prompts, TrainingSet, same_length
 from ...training.folder import PictureFolder, read_folder
-from ..bases.install import layout_of
+from ..bases.unet import read_layout
 from ..encode import encode, encode_nothing, input_of, require_head
 
 NO_FOLDER = "(none)"
@@ -104,7 +104,7 @@ def training_set(
         )
     require_head(clip_vision, source, "Training with this family")
     latents = _latents(model, sources)
-    prompts = _prompts(model, sources, layout_of(model), tuple(latents.shape[-2:]))
+    prompts = _prompts(model, sources, read_layout(model), tuple(latents.shape[-2:]))
     features, nothing = _features(clip_vision, source, sources.pictures)
     return TrainingSet(_plain(latents), _plain(features), _plain(nothing), prompts)
 

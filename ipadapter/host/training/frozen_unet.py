@@ -24,7 +24,7 @@ from ...errors import Problem
 from ...training.data import Batch
 from ...training.recipe import NoiseSchedule, Prediction
 from ...training.trainable import Weights
-from ..bases.install import layout_of
+from ..bases.unet import read_layout
 from ..devices import kept_dtype
 from ..slots import text_attention
 
@@ -153,7 +153,7 @@ def frozen_unet(
 
     Inside, autograd works although the host runs nodes in inference mode.
     """
-    layout, schedule = layout_of(model), schedule_of(model)
+    layout, schedule = read_layout(model), schedule_of(model)
     patcher = model.clone()
     dtype = _dtype(patcher, precision)
     if dtype != kept_dtype(patcher):

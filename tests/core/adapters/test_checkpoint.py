@@ -208,7 +208,6 @@ FOREIGN = {
     "visual.conv1.weight": "is a CLIP model in OpenCLIP layout",
     "text_model.encoder.layers.0.mlp.fc1.weight": "is a text encoder",
     "decoder.conv_in.weight": "is a VAE",
-    "double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight": "an IP-Adapter for Flux",
     "mystery": "is not an IP-Adapter: an IP-Adapter has tensors named 'image_proj...'",
 }
 

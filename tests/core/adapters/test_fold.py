@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.models.layouts import SD15, SDXL, layout_of, rules_of
+from support.models.layouts import SD15, SDXL, layout_of, plain, rules_of
 from support.models.unets import TINY_SD15, random_adapter
 from torch import Tensor
 
@@ -42,7 +42,8 @@ PROMPT = ImagePrompt(random(1, 4, DIM), random(1, 4, DIM, seed=1))
 def folded(
     plan: Weighting, prompt: ImagePrompt = PROMPT, **how: Any
 ) -> Mapping[Layer, LayerKeyValue]:
-    return dict(ADAPTER.fold(LAYOUT, prompt, plan, **how))
+    made = dict(ADAPTER.fold(LAYOUT, prompt, plan, **how))
+    return {layer: plain(one) for layer, one in made.items()}
 
 
 def project(number: int, part: str, tokens: Tensor) -> Tensor:
@@ -155,13 +156,13 @@ def test_an_empty_list_of_weights_is_refused() -> None:
 @pytest.mark.parametrize("base", [SD15, SDXL], ids=lambda layout: layout.name)
 def test_an_adapter_of_another_base_is_refused_before_any_work(base: Layout) -> None:
     with pytest.raises(ValueError, match=rf"tiny\.safetensors does not fit.*MODEL is {base.name}"):
-        ADAPTER.check_fits(base)
+        ADAPTER.layers_in(base)
 
 
 def test_fewer_layers_are_refused() -> None:
     small = layout_of({("input", 1): (32, 1)}, DIM, "one layer")
     with pytest.raises(ValueError, match=r"16 layers of width.*1 layers of width"):
-        ADAPTER.check_fits(small)
+        ADAPTER.layers_in(small)
 
 
 def test_prompts_that_are_empty_or_mixed_are_refused() -> None:

@@ -181,20 +181,13 @@ def damaged(**edits: tuple[int, ...] | None) -> tuple[dict, dict]:
         ({"norm.weight": None}, "the rest does not fit"),
         ({"norm.weight": (1024,)}, "gives tokens of width 1024, the layers take 768"),
         ({"proj.weight": (768 * 5000, 1024)}, "5000 tokens"),
-        ({"1.to_k_ip.bias": (320,)}, "for a transformer model (such as Flux or SD3.5)"),
+        ({"1.to_k_ip.bias": (320,)}, "layers are of an unknown kind: it has '1.to_k_ip.bias'"),
     ],
 )
 def test_damaged_files_are_named(edits: dict, message: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         identify(*damaged(**edits), "a.bin")
     assert "a.bin" in str(caught.value) and message in str(caught.value)
-
-
-def test_adapters_for_transformers_are_refused() -> None:
-    layers = {f"{i}.to_{kind}_ip.weight": (3072, 4096) for i in range(57) for kind in "kv"}
-    proj = {"proj.weight": (4096 * 128, 1152), "norm.weight": (4096,)}
-    with pytest.raises(ValueError, match="transformer model"):
-        identify(proj, layers, "flux.bin")
 
 
 def test_unknown_projector_lists_what_it_has() -> None:

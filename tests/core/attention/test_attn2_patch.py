@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.models.layouts import plain
 from support.references import naive
 from torch import Tensor
 
@@ -57,7 +58,8 @@ def added(injection: Injection, query: Tensor, rows: Sequence[tuple[bool, int]])
     """What an injection adds to each row, given as (is it cond, which item)."""
     parts = []
     for number, (is_cond, item) in enumerate(rows):
-        kv = injection.layer.cond if is_cond else injection.layer.uncond
+        layer = plain(injection.layer)
+        kv = layer.cond if is_cond else layer.uncond
         key, value = (t[min(item, len(t) - 1)] for t in (kv.key, kv.value))
         parts.append(naive.attention(query[number], key, value, HEADS))
     return torch.stack(parts)
@@ -266,7 +268,8 @@ def test_adding_an_injection_leaves_the_patch_alone() -> None:
 
 def test_keys_and_values_survive_a_run() -> None:
     one = injection()
-    tensors = [t for kv in (one.layer.cond, one.layer.uncond) for t in (kv.key, kv.value)]
+    layer = plain(one.layer)
+    tensors = [t for kv in (layer.cond, layer.uncond) for t in (kv.key, kv.value)]
     before = [tensor.clone() for tensor in tensors]
     run(AttentionPatch(text, [one]))
     assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
@@ -350,7 +353,8 @@ def test_full_precision_attention_is_kept_where_the_host_asks_for_it() -> None:
     zero = AttentionPatch(lambda q, *_: torch.zeros_like(q), [one])
     out = zero(half, half, half, extra)
     assert out.dtype == torch.float16
-    kv = Injection(LayerKeyValue(_half(one.layer.cond), _half(one.layer.uncond)))
+    layer = plain(one.layer)
+    kv = Injection(LayerKeyValue(_half(layer.cond), _half(layer.uncond)))
     assert (out.double() - added(kv, half, TWO_AND_TWO)).abs().max() < 3e-3
 
 

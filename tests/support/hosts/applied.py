@@ -13,7 +13,7 @@ def injected(
 ) -> Any:
     """What a prompt adds to each layer of a MODEL. when: fields of an ApplyRange."""
     layout = core("host.bases.install").layout_of(model)
-    adapter.check_fits(layout)
+    layout = adapter.layers_in(layout)
     apply = core("host.apply")
     given = (model, layout, adapter, prompt, weighting)
     return apply.fold_into(*given, apply.ApplyRange(**when))

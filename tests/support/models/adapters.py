@@ -9,7 +9,10 @@ from typing import Any
 import torch
 
 from ipadapter.adapters.families import Family
+from ipadapter.adapters.wiring import Wiring
 from ipadapter.bases.unet import BASES
+
+UNET_FAMILIES = tuple(family for family in Family if family.row.wiring is Wiring.UNET)
 
 Nested = dict[str, dict[str, torch.Tensor]]
 Shapes = dict[str, tuple[int, ...]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ipadapter.attention.folding import LayerRule
+from ipadapter.attention.folding import LayerKeyValue, LayerRule
 from ipadapter.attention.weight_types import Weighting, WeightType
 from ipadapter.bases.layout import BlockId, Layer, Layout
 from ipadapter.bases.unet import unet_layout
@@ -80,3 +80,9 @@ SDXL = layout_of(SDXL_BLOCKS, 2048, "SDXL")
 SSD1B = layout_of(SSD1B_BLOCKS, 2048, "SSD-1B")
 VEGA = layout_of(VEGA_BLOCKS, 2048, "Segmind Vega")
 FOUR = layout_of(FOUR_BLOCKS, 768, "custom UNet (4 layers, width 768)")
+
+
+def plain(layer: object) -> LayerKeyValue:
+    """Keys and values of a layer that does not change over time, as those of every UNet."""
+    assert isinstance(layer, LayerKeyValue)
+    return layer

@@ -1,0 +1,70 @@
+"""SD3 and SD3.5 in ComfyUI: which MODELs they are, and how their blocks carry image prompts.
+
+No host tells what a block attends with but its attention's override, which sees all of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
+from torch import Tensor, nn
+
+from ...attention.folding import Norms
+from ...attention.joined import Attended
+from ...bases.layout import Layout
+from ...bases.sd3 import JOINT, sd3_layout
+from .transformer import Args, Around, Block, Kind, warn_unseen, with_override
+
+
+def read_sd3(network: Any) -> Layout | None:
+    """The layout of an MMDiT; None for any other network."""
+    if not isinstance(network, MMDiT):
+        return None
+    return sd3_layout(network.hidden_size, len(network.joint_blocks), _normalises(network))
+
+
+def _normalises(network: Any) -> bool:
+    """Whether queries and keys are normalised head by head: SD3.5's are, SD3's are not."""
+    return not isinstance(network.joint_blocks[0].x_block.attn.ln_q, nn.Identity)
+
+
+class _Run:
+    """One run of a block with its terms."""
+
+    def __init__(self, around: Around, args: Args) -> None:
+        self.around, self.text = around, int(args["txt"].shape[1])
+        self.seen = False
+
+    def attended(self, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> Tensor:
+        """The attention's output with the terms in the picture's rows. All (rows, length, width),
+        but that value may come by head."""
+        if self.seen:  # the picture's rows among themselves, in some blocks of SD3.5-Medium
+            return output
+        self.seen = True
+        around = self.around
+        value = value if value.ndim == 3 else value.flatten(-2)
+        given = Attended(*(part[:, self.text :] for part in (query, key, value)))
+        output = output if around.call.fresh else output.clone()
+        around.patch.joined(output[:, self.text :], given, self.norms, around.sight(0), around.call)
+        return output
+
+    @property
+    def norms(self) -> Norms:
+        """The block's own, as the network that samples has them."""
+        block = self.around.frame.network.joint_blocks[self.around.layer.block.number]
+        attention = block.x_block.attn
+        return Norms(*(one.weight.float() for one in (attention.ln_q, attention.ln_k)))
+
+
+def _carry(around: Around, block: Block, args: Args) -> dict[str, Any]:
+    """Run a block with its terms."""
+    run = _Run(around, args)
+    options = with_override(args["transformer_options"], run.attended)
+    out = block({**args, "transformer_options": options})
+    if not run.seen:
+        warn_unseen(around)
+    return out
+
+
+SD3_KIND = Kind(read_sd3, {JOINT: "double_block"}, _carry, lambda network: network.patch_size)

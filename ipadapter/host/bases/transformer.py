@@ -1,0 +1,117 @@
+"""What all transformers of the host have in common: how a block's attention is seen and added to.
+
+A block's slot and the attention's override can hold one function each: ours call what they find
+there. What is shared is never changed: options are copied, blocks and their forward stay as they
+are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ...attention.injection import Place
+from ...attention.rows import CallState
+from ...attention.transformer_patch import BlockPatch, Sight
+from ...bases.layout import Layer, Layout
+
+logger = logging.getLogger("ipadapter")
+
+OVERRIDE = "optimized_attention_override"
+_WARNED = "warned that a block's attention was not seen"
+
+Args = Mapping[str, Any]
+Block = Callable[[Args], dict[str, Any]]
+Attended = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # query, key, value, output -> output
+
+
+@dataclass(eq=False)
+class Frame:
+    """What the blocks of one model call have in common. grid: of the latents' patches; latents:
+    their shape; text: rows of text, as far as a block has told it."""
+
+    network: Any
+    grid: tuple[int, int]
+    latents: tuple[int, ...]
+    text: int = 0
+
+
+class Around(NamedTuple):
+    """A block, its terms, and the model call that it is part of."""
+
+    layer: Layer
+    patch: BlockPatch
+    frame: Frame
+    call: CallState
+
+    def sight(self, text: int) -> Sight:
+        """What the block's rows are. text: rows of text that come first."""
+        where = (self.layer.part, self.layer.block.number)
+        return Sight(self.layer.heads, text, self.frame.grid, where, self.frame.latents)
+
+    def acts(self, place: Place) -> bool:
+        """Whether a term of this place acts at the call's noise level."""
+        return any(self.patch.acting((place,), self.call))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of transformer.
+
+    read: its layout, None for a network of another kind. slots: the host's name for the slots of
+    the blocks that a layout calls so. carry: runs a block, given its arguments, with its terms.
+    patch_size: side of the square of latents that is a token. told_by: for blocks that are not told
+    how many rows are text, the slot of one that is.
+    """
+
+    read: Callable[[Any], Layout | None]
+    slots: Mapping[str, str]
+    carry: Callable[[Around, Block, Args], dict[str, Any]]
+    patch_size: Callable[[Any], int]
+    told_by: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+
+
+def with_override(options: Mapping[str, Any], attended: Attended) -> dict[str, Any]:
+    """Copy of transformer options whose attention shows what it did to `attended`, and gives what
+    that makes of it."""
+    before = options.get(OVERRIDE)
+
+    def override(
+        attention: Callable[..., Tensor],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        if before is None:
+            output = attention(query, key, value, *args, **kwargs)
+        else:
+            output = before(attention, query, key, value, *args, **kwargs)
+        return attended(query, key, value, output)
+
+    return {**options, OVERRIDE: override}
+
+
+def with_patches(options: Mapping[str, Any], **patches: Callable[..., Any]) -> dict[str, Any]:
+    """Copy of transformer options with a further patch of each of these kinds."""
+    before: Mapping[str, Any] = options.get("patches", {})
+    added = {name: [*before.get(name, ()), patch] for name, patch in patches.items()}
+    return {**options, "patches": {**before, **added}}
+
+
+def warn_unseen(around: Around) -> None:
+    """Say once per sampling run that a block's attention went past the host."""
+    if _WARNED not in around.call.prepared:
+        around.call.prepared[_WARNED] = True
+        logger.warning(
+            "The image prompt does not act in block %s %d, and perhaps in others: another pack "
+            "computes the attention there without the host's optimized_attention. Remove that "
+            "pack's node.",
+            around.layer.block.name,
+            around.layer.block.number,
+        )

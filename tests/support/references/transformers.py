@@ -1,0 +1,178 @@
+"""Run transformers through the reference (`diffusers`) and through the host, on the same
+weights and inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..hosts.applied import applied
+from ..models.transformers import TEXT_TOKENS, Pair
+
+TIME = 0.6  # of the noise schedule, from 1 to 0
+
+
+def packed(latents: Tensor) -> Tensor:
+    """(rows, channels, height, width) -> (rows, patches, 4 channels), as Flux takes them."""
+    return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+
+
+def unpacked(patches: Tensor, latents: Tensor) -> Tensor:
+    """The inverse of `packed`, for latents of this shape."""
+    height = latents.shape[-2] // 2
+    return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=2, q=2)
+
+
+def positions(latents: Tensor) -> Tensor:
+    """(patches, 3): 0, row, column."""
+    rows, columns = latents.shape[-2] // 2, latents.shape[-1] // 2
+    grid = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
+    return torch.cat([torch.zeros(len(grid), 1), grid], dim=1)
+
+
+def reference_output(pair: Pair, joint: Mapping[str, Any] | None = None) -> Tensor:
+    """What `diffusers` predicts. joint: its joint_attention_kwargs."""
+    latents, (text, pooled) = pair.latents(), pair.text()
+    time = torch.full((len(latents),), TIME)
+    given: dict[str, Any] = {"encoder_hidden_states": text, "joint_attention_kwargs": joint}
+    with torch.no_grad():
+        if pair.geometry.kind == "SD3":
+            given |= {"pooled_projections": pooled, "timestep": 1000 * time}
+            return pair.reference(hidden_states=latents, **given).sample
+        given |= {"txt_ids": torch.zeros(TEXT_TOKENS, 3), "img_ids": positions(latents)}
+        if pair.geometry.kind == "Flux":
+            given |= {"pooled_projections": pooled, "guidance": torch.full_like(time, 3.5)}
+        patches = pair.reference(hidden_states=packed(latents), timestep=time, **given).sample
+        return unpacked(patches, latents)
+
+
+def model_output(pair: Pair, model: Any, **options: Any) -> Tensor:
+    """What a MODEL of the host predicts: row 0 uncond, row 1 cond. options: transformer options
+    beside those of the MODEL."""
+    latents, (text, pooled) = pair.latents(), pair.text()
+    given = {
+        **model.model_options["transformer_options"],
+        "wrappers": model.wrappers,  # the host puts them there when a sampling begins
+        "cond_or_uncond": [1, 0],
+        "sigmas": torch.full((2,), TIME),
+        **options,
+    }
+    kwargs = {
+        "Flux": {"y": pooled, "guidance": torch.full((2,), 3.5)},
+        "Chroma": {"guidance": torch.zeros(2)},
+        "SD3": {"y": pooled},
+    }[pair.geometry.kind]
+    with torch.no_grad():
+        return _predicted(model.model, latents, text, given, kwargs)
+
+
+def _predicted(
+    model: Any, latents: Tensor, text: Tensor, options: dict[str, Any], kwargs: dict[str, Any]
+) -> Tensor:
+    """The network's own output, from the host's whole `apply_model` with its wrappers."""
+    seen: list[Tensor] = []
+
+    def note(_module: Any, _args: Any, output: Tensor) -> None:
+        seen.append(output)
+
+    handle = model.diffusion_model.register_forward_hook(note)
+    try:
+        model.apply_model(
+            latents, torch.full((2,), TIME), c_crossattn=text, transformer_options=options, **kwargs
+        )
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Adapters with their weights, and features per adapter, (images, ...) cond and (1, ...)
+    uncond. A weight is one number or one per layer."""
+
+    adapters: Sequence[Mapping[str, Tensor]]
+    weights: Sequence[float | Sequence[float]]
+    cond: Sequence[Tensor]
+    uncond: Sequence[Tensor]
+    mask: Tensor | None = None
+
+
+def xlabs_output(pair: Pair, case: Case) -> Tensor:
+    """What `diffusers` predicts with XLabs' adapters: row 0 uncond, row 1 cond."""
+    network, plain = pair.reference, dict(pair.reference.attn_processors)
+    states = [official_xlabs(state) for state in case.adapters]
+    try:
+        network._load_ip_adapter_weights(states, low_cpu_mem_usage=False)
+        double = [one for one in network.attn_processors.values() if hasattr(one, "scale")]
+        for number, processor in enumerate(double):
+            processor.scale = [
+                weight if isinstance(weight, (int, float)) else weight[number]
+                for weight in case.weights
+            ]
+        embeds = [
+            torch.stack([uncond.expand_as(cond), cond])
+            for cond, uncond in zip(case.cond, case.uncond, strict=True)
+        ]
+        return reference_output(pair, {"ip_adapter_image_embeds": embeds})
+    finally:
+        network.encoder_hid_proj = None
+        network.set_attn_processor(plain)
+
+
+def official_xlabs(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """XLabs' file as `diffusers` renames it when it loads one."""
+    halves: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    for key, value in state.items():
+        if key.startswith("ip_adapter_proj_model."):
+            halves["image_proj"][key.removeprefix("ip_adapter_proj_model.")] = value
+        else:
+            number, part = key.split(".")[1], key.split("_")[-2]
+            halves["ip_adapter"][f"{number}.to_{part}_ip.{key.rsplit('.')[-1]}"] = value
+    return halves
+
+
+def pack_model(pair: Pair, case: Case, core: Any) -> Any:
+    """The host's MODEL with the case's adapters. core: name of a pack module under `ipadapter` ->
+    module."""
+    model = pair.model
+    for state, weight, cond, uncond in zip(
+        case.adapters, case.weights, case.cond, case.uncond, strict=True
+    ):
+        checkpoint = core("adapters.checkpoint").checkpoint_from_dict(state, "random adapter")
+        adapter = core("adapters.adapter").Adapter.from_checkpoint(checkpoint)
+        prompt = core("adapters.prompt")
+        image = prompt.ImagePrompt(
+            prompt.concat(adapter.tokens(cond)), adapter.tokens(uncond), images=len(cond)
+        )
+        layers = None if isinstance(weight, (int, float)) else dict(enumerate(weight))
+        first = weight if isinstance(weight, (int, float)) else 1.0
+        weighting = core("attention.weight_types").Weighting((first,), layers=layers)
+        model = applied(core, model, adapter, image, weighting, mask=case.mask)
+    return model
+
+
+def sd3_output(pair: Pair, case: Case) -> Tensor:
+    """What `diffusers` predicts with one adapter of SD3.5's kind: row 0 uncond, row 1 cond."""
+    network, plain = pair.reference, dict(pair.reference.attn_processors)
+    (state,), (weight,) = case.adapters, case.weights
+    halves: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    for key, value in state.items():
+        half, _, name = key.partition(".")
+        halves[half][name] = value
+    try:
+        processors = network._convert_ip_adapter_attn_to_diffusers(halves["ip_adapter"], False)
+        for number, processor in enumerate(processors.values()):
+            processor.scale = weight if isinstance(weight, (int, float)) else weight[number]
+        network.set_attn_processor(dict(processors))
+        resampler = network._convert_ip_adapter_image_proj_to_diffusers(halves["image_proj"], False)
+        features = torch.cat([case.uncond[0], case.cond[0]])
+        with torch.no_grad():
+            tokens, moment = resampler(features, torch.full((2,), 1000 * TIME))
+        return reference_output(pair, {"ip_hidden_states": tokens, "temb": moment})
+    finally:
+        network.set_attn_processor(plain)
