@@ -123,6 +123,15 @@ def test_has_a_note_and_a_thumbnail(name: str) -> None:
         assert picture.height == 256
 
 
+@pytest.mark.parametrize("node", script("workflows").HELP)
+def test_help_shows_the_templates_picture(node: str) -> None:
+    template = DESCRIBED[script("workflows").HELP[node]]
+    assert node in {given.kind for given in template.nodes}
+    shown = ROOT / "web" / "docs" / "results" / f"{node}.jpg"
+    assert shown.read_bytes() == (FOLDER / f"{template.file}.jpg").read_bytes()
+    assert f"](results/{node}.jpg)" in (ROOT / "web" / "docs" / f"{node}.md").read_text("utf-8")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_nodes_do_not_overlap(name: str) -> None:
     title = 30
