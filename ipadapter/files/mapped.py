@@ -13,18 +13,22 @@ import re
 import sys
 from functools import cache
 
+import numpy as np
 from torch import Tensor
 
 STEP = 64 << 20  # bytes read before they are given back
 _WORTH = 8 << 20  # bytes from which a tensor is worth the search
 _DROP = 4  # MADV_DONTNEED
+# Of an entry of Linux's pagemap, one per page.
+_PRESENT, _SWAPPED, _OF_FILE = (np.uint64(1 << bit) for bit in (63, 62, 61))
 _HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ (\d+)")
 
 
 def worth_giving_back(tensor: Tensor) -> bool:
-    """Whether a tensor is large, and in memory where `give_back` does anything."""
+    """Whether a tensor is large, and in a mapped file."""
     here = sys.platform == "linux" and tensor.device.type == "cpu" and tensor.is_contiguous()
-    return here and tensor.numel() * tensor.element_size() >= _WORTH
+    size = tensor.numel() * tensor.element_size()
+    return here and size >= _WORTH and _is_file(tensor.data_ptr(), tensor.data_ptr() + size)
 
 
 def give_back(tensor: Tensor) -> None:
@@ -40,18 +44,29 @@ def give_back(tensor: Tensor) -> None:
 
 
 def _only_read(begin: int, end: int) -> bool:
-    """Whether these addresses are a file's, and no page of its mapping has been changed."""
-    found = False
+    """Whether these addresses are a file's, and none of their pages has been changed."""
+    if not _is_file(begin, end):
+        return False
     try:
-        with open("/proc/self/smaps", encoding="utf-8") as lines:
-            for line in lines:
-                if match := _HEAD.match(line):
-                    found = int(match[1], 16) <= begin and end <= int(match[2], 16)
-                    found = found and match[3] != "0"
-                elif found and line.startswith("Anonymous:"):
-                    return line.split()[1] == "0"
+        with open("/proc/self/pagemap", "rb", buffering=0) as table:
+            table.seek(begin // mmap.PAGESIZE * 8)
+            read = table.read((end - begin) // mmap.PAGESIZE * 8)
     except OSError:  # a system without it
         return False
+    pages = np.frombuffer(read, np.uint64)
+    changed = ((pages & _PRESENT) > 0) & ((pages & _OF_FILE) == 0) | ((pages & _SWAPPED) > 0)
+    return len(read) == (end - begin) // mmap.PAGESIZE * 8 and not changed.any()
+
+
+def _is_file(begin: int, end: int) -> bool:
+    """Whether these addresses are one mapping of a file."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as lines:
+            for match in map(_HEAD.match, lines):
+                if match and int(match[1], 16) <= begin and end <= int(match[2], 16):
+                    return match[3] != "0"
+    except OSError:  # a system without it
+        pass
     return False
 
 
