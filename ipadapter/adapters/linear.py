@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..files.mapped import STEP, give_back, worth_giving_back
-
 # Numbers widened at a time. On a CPU so few that they are used while they are in its cache, and
 # that the allocator hands out the same memory again; a GPU is better served by large pieces.
 _PIECE = {"cpu": 1 << 19}
@@ -31,19 +29,12 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def pieces(weight: Tensor, device: torch.device | str) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of a weight in pieces, in fp32 on a device, each with the rows that it is. What was
-    read of a large weight in a mapped file does not stay in memory."""
+    """The rows of a weight in pieces, in fp32 on a device, each with the rows that it is."""
     kind, row = torch.device(device).type, max(weight[:1].numel(), 1)
     step = max(_PIECE.get(kind, _LARGE) // row, 1)
-    large, kept = worth_giving_back(weight), 0  # kept: the first row that was not given back
     for begin in range(0, weight.shape[0], step):
         part = slice(begin, begin + step)
         yield part, weight[part].to(device).float()
-        if large and (part.stop - kept) * row * weight.element_size() >= STEP:
-            give_back(weight[kept : part.stop])
-            kept = part.stop
-    if large:
-        give_back(weight[kept:])
 
 
 class LayerNorm(nn.LayerNorm):

@@ -41,6 +41,7 @@ _NOT_MODELS = (
     (b"<?xml", "an XML page, not a model (a download link that led to an error page)"),
     (b"{", "a JSON text, not a model (often an error message saved by a download)"),
 )
+_HUGE = 1 << 30  # bytes from which a torch file is not kept mapped
 _FETCH_AGAIN = "Delete it and download it again."
 # What torch's reader raises for bytes that are no pickle of weights, or only the half of one.
 _DAMAGED = (
@@ -224,7 +225,18 @@ def _open_pickle(path: Path) -> TensorFile:
         )
     for key, tensor in tensors.items():
         _check_stored(path, key, tensor)
-    return TensorFile(TensorMap.of(tensors), {})
+    held = TensorMap.of(tensors)
+    if path.stat().st_size < _HUGE:
+        return TensorFile(held, {})
+    # What was read of a mapped file is the process's until nothing of the mapping is in use: each
+    # look opens its own.
+    return TensorFile(TensorMap(held.shapes(), lambda key: _again(path, key)), {})
+
+
+def _again(path: Path, key: str) -> torch.Tensor:
+    """One tensor of a torch file that was found whole before, in a mapping of its own."""
+    state = _load_weights(path)
+    return state if isinstance(state, torch.Tensor) else flatten(state)[key]
 
 
 def _check_stored(path: Path, key: str, tensor: torch.Tensor) -> None:
