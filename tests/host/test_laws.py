@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from support.hosts.scene import Scene, picture, snapshot
+from support.models.transformer_adapters import instantx, sd3, xlabs
+from support.models.transformers import TINY_CHROMA, TINY_FLUX, TINY_SD3
 from support.models.unets import TINY_SD15, TINY_SDXL
 from torch import Tensor
 
@@ -15,13 +18,20 @@ ROUNDING = 1e-5  # where sums are taken in another order, step after step
 VISIBLE = 1e-3
 
 
-@pytest.fixture(
-    scope="module",
-    params=[(TINY_SD15, False), (TINY_SD15, True), (TINY_SDXL, False)],
-    ids=["SD1.5", "SD1.5 Plus", "SDXL"],
-)
+SCENES: dict[str, Callable[[Any], Scene]] = {
+    "SD1.5": lambda host: Scene.build(host, TINY_SD15),
+    "SD1.5 Plus": lambda host: Scene.build(host, TINY_SD15, plus=True),
+    "SDXL": lambda host: Scene.build(host, TINY_SDXL),
+    "Flux, XLabs": lambda host: Scene.of_transformer(host, TINY_FLUX, xlabs(TINY_FLUX)),
+    "Flux, InstantX": lambda host: Scene.of_transformer(host, TINY_FLUX, instantx(TINY_FLUX)),
+    "Chroma, XLabs": lambda host: Scene.of_transformer(host, TINY_CHROMA, xlabs(TINY_CHROMA)),
+    "SD3.5": lambda host: Scene.of_transformer(host, TINY_SD3, sd3(TINY_SD3)),
+}
+
+
+@pytest.fixture(scope="module", params=SCENES)
 def scene(host: Any, request: pytest.FixtureRequest) -> Scene:
-    return Scene.build(host, *request.param)
+    return SCENES[request.param](host)
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +56,9 @@ def test_the_adapter_acts(scene: Scene, plain: Tensor, prompted: Tensor) -> None
     assert min(difference(one, two) for one, two in pairs) > VISIBLE
 
 
-@pytest.mark.parametrize(
-    "weight_type", ["linear", "style transfer precise", "style and composition"]
-)
-def test_weight_0_is_no_adapter(scene: Scene, plain: Tensor, weight_type: str) -> None:
-    model = scene.apply(weight=0.0, weight_type=weight_type)
+@pytest.mark.parametrize("number", range(3))
+def test_weight_0_is_no_adapter(scene: Scene, plain: Tensor, number: int) -> None:
+    model = scene.apply(weight=0.0, weight_type=scene.weight_types[number])
     assert torch.equal(scene.sample(model), plain)
 
 
@@ -68,7 +76,7 @@ def test_a_range_ends_where_it_says(scene: Scene, plain: Tensor) -> None:
         import comfy.sample
 
         seen.clear()
-        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+        noise = torch.randn(scene.latents.shape, generator=torch.Generator().manual_seed(3))
         with torch.inference_mode():
             comfy.sample.sample(
                 model,
@@ -127,11 +135,11 @@ def test_two_adapters_add_up_in_any_order(scene: Scene) -> None:
 
 
 def _lora(scene: Scene, rank: int = 2) -> dict[str, Tensor]:
-    """A real LoRA file's tensors for every cross-attention projection of the UNet."""
+    """A real LoRA file's tensors for matrices of every attention that the adapter acts beside."""
     g = torch.Generator().manual_seed(9)
     state = {}
     for name, weight in scene.model.model.diffusion_model.state_dict().items():
-        if ".attn2." in name and name.endswith("weight"):
+        if scene.attention in name and name.endswith("weight"):
             rows, columns = weight.shape
             stem = f"diffusion_model.{name.removesuffix('.weight')}"
             state[f"{stem}.lora_A.weight"] = torch.randn(rank, columns, generator=g) * 0.2

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models import transformers
 from ..models.unets import Geometry, build_model, build_reference, random_adapter
 from ..models.vision import tiny_clip_vision
 from ..references.interface import defaults
@@ -17,14 +18,21 @@ STEPS = 2
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What a graph has before the Apply node. The text conds are (text states, extra) pairs."""
+    """What a graph has before the Apply node. The text conds are (text states, extra) pairs.
+
+    channels: of the latents. weight_types: some that the base has. attention: in the names of
+    matrices that a LoRA may change.
+    """
 
     host: Any
     model: Any
-    adapter: dict[str, dict[str, Tensor]]
+    adapter: Any
     clip_vision: Any
     positive: list[Any]
     negative: list[Any]
+    channels: int = 4
+    weight_types: tuple[str, ...] = ("linear", "style transfer precise", "style and composition")
+    attention: str = ".attn2."
 
     @classmethod
     def build(cls, host: Any, geometry: Geometry, plus: bool = False) -> Scene:
@@ -35,19 +43,58 @@ class Scene:
         model = build_model(geometry, build_reference(geometry).state_dict())
         return cls(host, model, adapter, clip_vision, conds[0], conds[1])
 
+    @classmethod
+    def of_transformer(cls, host: Any, geometry: transformers.Geometry, state: Any) -> Scene:
+        """The same for a tiny transformer. state: of an adapter for it, as its file has it."""
+        module = host.module
+        checkpoint = module("ipadapter.adapters.checkpoint").checkpoint_from_dict(state, "random")
+        adapter = module("ipadapter.adapters.adapter").Adapter.from_checkpoint(checkpoint)
+        conds = [_transformer_text(geometry, seed) for seed in (1, 2)]
+        return cls(
+            host,
+            transformers.build_pair(geometry).model,
+            adapter,
+            tiny_clip_vision(projected=48, hidden=48),
+            conds[0],
+            conds[1],
+            geometry.channels,
+            ("linear", "ease in", "weak middle"),
+            "attn.qkv",
+        )
+
+    @property
+    def latents(self) -> Tensor:
+        """Empty latents for one picture."""
+        return torch.zeros(1, self.channels, 16, 16)
+
     def apply(self, model: Any = None, image: Tensor | None = None, **given: Any) -> Any:
         """The MODEL that IPAdapter Advanced makes."""
-        inputs = {
+        inputs = self._inputs(model or self.model, image)
+        return self.host.call("IPAdapterAdvanced", **{**inputs, **given})[0]
+
+    def hooked(self, cond: Any, **given: Any) -> Any:
+        """A text cond that carries the same image prompt, as IPAdapter Hook makes it."""
+        inputs = self._inputs(self.model, None)
+        (hooks,) = self.host.call("IPAdapterHook", **{**inputs, **given})
+        return self.host.call(
+            "ConditioningSetProperties",
+            cond_NEW=cond,
+            strength=1.0,
+            set_cond_area="default",
+            hooks=hooks,
+        )[0]
+
+    def _inputs(self, model: Any, image: Tensor | None) -> dict[str, Any]:
+        return {
             **defaults("IPAdapterAdvanced"),
-            "model": model or self.model,
+            "model": model,
             "ipadapter": self.adapter,
             "image": picture(1) if image is None else image,
             "clip_vision": self.clip_vision,
         }
-        return self.host.call("IPAdapterAdvanced", **{**inputs, **given})[0]
 
     def sample(self, model: Any = None, batch: int = 1, cfg: float = 4.0, **given: Any) -> Tensor:
-        """Latents that KSampler makes, (batch, 4, 16, 16)."""
+        """Latents that KSampler makes, (batch, channels, 16, 16)."""
         values = {
             "seed": 3,
             "steps": STEPS,
@@ -55,7 +102,7 @@ class Scene:
             "scheduler": "normal",
             "positive": self.positive,
             "negative": self.negative,
-            "latent_image": {"samples": torch.zeros(batch, 4, 16, 16)},
+            "latent_image": {"samples": self.latents.repeat(batch, 1, 1, 1)},
             "denoise": 1.0,
         }
         (out,) = self.host.call(
@@ -73,6 +120,13 @@ def _text(geometry: Geometry, seed: int) -> list[Any]:
     g = torch.Generator().manual_seed(seed)
     states = torch.randn(1, 77, geometry.context_dim, generator=g)
     return [[states, {"pooled_output": torch.randn(1, 1280, generator=g)}]]
+
+
+def _transformer_text(geometry: transformers.Geometry, seed: int) -> list[Any]:
+    g = torch.Generator().manual_seed(seed)
+    states = torch.randn(1, 9, geometry.text_dim, generator=g)
+    pooled = torch.randn(1, geometry.pooled, generator=g)
+    return [[states, {"pooled_output": pooled, "guidance": 3.5}]]
 
 
 def contents(value: Any) -> Any:
