@@ -85,4 +85,4 @@ def over_time(
         norms = Norms(*(layer.get_parameter(f"{name}.weight") for name in ("norm_q", "norm_k")))
         items = max(len(cond), len(uncond), len(weights[number]))
         images = range(prompt.images)
-        yield LayerOverTime(source.made, number, weights[number], norms, items, images)
+        yield LayerOverTime(source.made, module, number, weights[number], norms, items, images)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import Problem
 from .decoupled import add_image_attention
@@ -33,12 +33,14 @@ class Place(str, Enum):
 class LayerOverTime:
     """Keys and values of one layer that depend on the noise level.
 
-    made: those of every layer, at the noise level of a call. index: which of them are the layer's.
+    made: those of every layer, at the noise level of a call. module: what makes them, which the
+    host loads and frees. index: which of them are the layer's.
     weights: of the whole term, one for all latents or one per latent. norms: of the block's own
     queries and keys. items: number of per-latent prompts. images: reference pictures.
     """
 
     made: Callable[[CallState], Sequence[LayerKeyValue]]
+    module: nn.Module
     index: int
     weights: tuple[float, ...]
     norms: Norms

@@ -13,6 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from ..attention.injection import Injection
 from ..bases.layout import Layer
 from .bases.install import with_injections
+from .bases.modules import managed, modules_of
 from .sampling import HOOKS_KEY, WRAPPER_KEY, WRAPPERS
 
 
@@ -73,4 +74,6 @@ def hook_group(
     """HOOKS with an image prompt, after other hooks. The given group stays as it is."""
     group = comfy.hooks.HookGroup() if before is None else before.clone()
     group.add(ImagePromptHook(injections))
+    if modules := modules_of(injections):
+        group.add(comfy.hooks.AdditionalModelsHook(managed(modules), WRAPPER_KEY))
     return group

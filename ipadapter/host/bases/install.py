@@ -13,6 +13,7 @@ from ...errors import Problem
 from ..sampling import CARRIER_KEY, add_wrappers
 from . import unet
 from .carrier import Carrier, read_transformer
+from .modules import add_modules
 
 Injections = Mapping[Layer, Injection]
 
@@ -37,6 +38,7 @@ def install(model: ModelPatcher, injections: Injections) -> ModelPatcher:
     clone = model.clone()
     clone.model_options["transformer_options"] = _carrying(_options(clone), injections)
     add_wrappers(clone)
+    add_modules(clone, injections)
     return clone
 
 
