@@ -80,9 +80,11 @@ def image_prompt(
     # The arithmetic of several pictures is meant for the prompt; several negatives are one mean
     # picture.
     negative_method = method if method is CombineMethod.CONCAT else CombineMethod.AVERAGE
+    shown = projection.tokens(seen.image, method)
+    same = seen.negative is seen.image
     prompt = ImagePrompt(
-        projection.tokens(seen.image, method),
-        projection.tokens(seen.negative, negative_method),
+        shown,
+        shown if same else projection.tokens(seen.negative, negative_method),
         None if seen.second is None else projection.tokens(seen.second, method),
         shows=seen.image.shows,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +17,14 @@ from ..attention.injection import Injection
 from ..attention.mask import acting_mask
 from ..attention.sigmas import PercentRange
 from ..attention.weight_types import Weighting
+from ..bases.flux import FLUX
 from ..bases.layout import Layer, Layout
 from ..errors import Problem
 from .bases.install import install, layout_of
 from .devices import compute_device, kept_device, kept_dtype
 from .encode import see
+
+logger = logging.getLogger("ipadapter")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,7 @@ def injections_of(request: Request) -> dict[Layer, Injection]:
     layout = layout_of(model)
     layout = adapter.layers_in(layout)
     weighting = request.weighting(layout)
+    _warn_unguided(request, layout)
     through = _text_projection(model) if adapter.spec.needs_hid_proj else None
     prompt = image_prompt(adapter, see(request), request, through)
     when = ApplyRange(request.start_at, request.end_at, request.attn_mask)
@@ -71,6 +76,16 @@ def fold_into(
             layer: Injection(kv.to(kept_device()), span, sigmas, mask, place=place)
             for layer, kv in folded
         }
+
+
+def _warn_unguided(request: Request, layout: Layout) -> None:
+    """Say where a negative is easily given in vain."""
+    negative = request.image_negative is not None or request.neg_embed is not None
+    if negative and layout.name == FLUX:
+        logger.info(
+            "The image negative acts only where the sampler's cfg is above 1. Flux.1 is usually "
+            "sampled at cfg 1, where no negative does anything."
+        )
 
 
 def _model(request: Request) -> ModelPatcher:

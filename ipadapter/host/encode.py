@@ -13,6 +13,7 @@ from comfy.clip_vision import ClipVisionModel
 from torch import Tensor
 
 from ..adapters.cache import TensorCache, digest
+from ..adapters.families import Nothing
 from ..adapters.spec import AdapterSpec
 from ..adapters.vision import VIT_L_336, EmbedSource, encoder_name
 from ..apply.prompt import Seen
@@ -188,12 +189,16 @@ def _encode_image(reading: Reading, images: Tensor) -> Tensor:
 
 
 def read_nothing(loaded: LoadedAdapter, like: ImageEmbeds) -> ImageEmbeds:
-    """The negative of no negative picture, one entry: the reference's neutral features."""
-    features = like.features
+    """The negative of no negative picture, one entry: what the family's reference takes for it. For
+    some that is the picture itself, and the very `like` is returned."""
+    spec, features = loaded.adapter.spec, like.features
+    nothing = spec.family.row.nothing
+    if nothing is Nothing.SAME:
+        return like
     if features is not None:
-        if like.source is not EmbedSource.POOLED:
-            check_encoder(loaded.clip_vision, loaded.adapter.name, loaded.adapter.spec)
-        features = encode_nothing(loaded.clip_vision, features, like.source)
+        if nothing is not Nothing.ZEROS:
+            check_encoder(loaded.clip_vision, loaded.adapter.name, spec)
+        features = _NOTHINGS[nothing](loaded.clip_vision, features, like.source)
     face = None if like.face is None else torch.zeros_like(like.face[:1])
     return ImageEmbeds(features, like.source, face, like.raw_face, made_for=like.made_for)
 
@@ -247,7 +252,8 @@ def _why_not(clip_vision: Any, spec: AdapterSpec) -> str:
     known = isinstance(clip_vision, ClipVisionModel)
     if known and not hasattr(clip_vision.model, "vision_model"):
         return f"is no CLIP model ({type(clip_vision.model).__name__})"
-    wanted = spec.family.row.encoder_size if spec.embed_dim == VIT_L_336.hidden else 0
+    wide = spec.embed_dim == VIT_L_336.width(spec.embed_source)
+    wanted = spec.family.row.encoder_size if wide else 0
     # Two encoders of this width exist: only the size of picture they are made for tells them apart.
     own = image_size(original(clip_vision))
     if known and wanted and own != wanted:
@@ -296,6 +302,17 @@ def encode_nothing(clip_vision: Any, like: Tensor, source: EmbedSource) -> Tenso
         return _recent(clip_vision).get((source, "nothing"), make)[0]
     form = input_of(clip_vision)
     return encode(clip_vision, torch.tensor(form.mean).expand(1, form.size, form.size, 3), source)
+
+
+def _zeros(_clip_vision: Any, like: Tensor, _source: EmbedSource) -> Tensor:
+    return torch.zeros_like(like[:1])
+
+
+def _black(clip_vision: Any, _like: Tensor, source: EmbedSource) -> Tensor:
+    return encode(clip_vision, torch.zeros(1, 8, 8, 3), source)
+
+
+_NOTHINGS = {Nothing.ZEROS: _zeros, Nothing.GREY: encode_nothing, Nothing.BLACK: _black}
 
 
 def image_size(clip_vision: Any) -> int:
