@@ -115,6 +115,8 @@ def transformer_layers(blocks: Sequence[BlockId], width: int, heads: int) -> tup
 
 
 def _describe(widths: Sequence[int], token_dim: int) -> str:
+    if not widths:
+        return "no layers that adapters act in"
     sizes = ", ".join(str(width) for width in sorted(set(widths)))
     text = f" and cross-attention width {token_dim}" if token_dim else ""
     return f"{len(widths)} layers of width {sizes}{text}"

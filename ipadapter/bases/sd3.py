@@ -16,7 +16,8 @@ _NAMES = {
 
 
 def sd3_layout(width: int, blocks: int, normalised: bool) -> Layout:
-    """The layout of such a transformer, named where its size is known."""
+    """The layout of such a transformer, named where its size is known. normalised: whether it
+    normalises queries and keys; where it does not, no known adapter can act."""
     name = _NAMES.get((blocks, width, normalised), f"custom SD3 ({blocks} blocks, width {width})")
-    ids = [BlockId(JOINT, number, 0) for number in range(blocks)]
+    ids = [BlockId(JOINT, number, 0) for number in range(blocks if normalised else 0)]
     return Layout(transformer_layers(ids, width, width // HEAD_DIM), 0, name, styles=None)

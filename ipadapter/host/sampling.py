@@ -28,6 +28,8 @@ WRAPPER_KEY = "ip_adapter"
 HOOKS_KEY = "ip_adapter_hooks"
 # What puts image prompts around a transformer's blocks (bases/carrier.py).
 CARRIER_KEY = "ip_adapter_carrier"
+# Among what a run prepares: that terms were put around blocks, and that a block ran with them.
+CARRIED, ACTED = "terms were put around blocks", "a block ran with its terms"
 
 
 class Label(NamedTuple):
@@ -187,7 +189,15 @@ def _label_run(
         options = with_slots(options, reclaim(slots_of(options), ours))
     model_options["transformer_options"] = options
     try:
-        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        out = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        if CARRIED in run.prepared and ACTED not in run.prepared:
+            logger.warning(
+                "The image prompt did nothing in this sampling: another pack runs the blocks of %s "
+                "itself and goes past ComfyUI's slots for them, as some caching and quantising "
+                "packs do. Remove that pack's node.",
+                type(guider.model_patcher.get_model_object("diffusion_model")).__name__,
+            )
+        return out
     finally:
         run.prepared.clear()
         if not run.called and _has_hooks(guider.conds):

@@ -14,6 +14,7 @@ from ...attention.injection import Injection, Recorder
 from ...attention.rows import CALL_KEY, CallState
 from ...attention.transformer_patch import BlockPatch
 from ...bases.layout import Layer, Layout
+from ..sampling import ACTED, CARRIED
 from .flux import FLUX_KIND
 from .sd3 import SD3_KIND
 from .transformer import Args, Around, Block, Frame, Kind
@@ -60,6 +61,7 @@ class Carrier:
         }
         if not acting:
             return dict(options)
+        call.prepared[CARRIED] = True
         kind = _KIND_OF[next(iter(acting)).block.name]
         frame = _frame(kind, latents, network)
         replaced = options.get("patches_replace", {})
@@ -90,6 +92,7 @@ def _over(holder: Holder | None, around: Around, kind: Kind) -> Holder:
     @torch.compiler.disable(recursive=False)
     def run(args: Args, extra: Mapping[str, Any]) -> dict[str, Any]:
         original: Block = extra["original_block"]
+        around.call.prepared[ACTED] = True
 
         def block(given: Args) -> dict[str, Any]:
             return kind.carry(around, original, given)
