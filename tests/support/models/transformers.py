@@ -48,7 +48,7 @@ FLUX_DEV = Geometry("Flux.1", "Flux", 24, 128, 19, 38, (16, 56, 56), text_dim=40
 SD35_LARGE = Geometry("SD3.5-Large", "SD3", 38, 64, 38, text_dim=4096, pooled=2048)
 # One block of each kind at the published width.
 WIDE_FLUX = Geometry("Flux, two blocks", "Flux", 24, 128, 1, 1, (16, 56, 56), text_dim=4096)
-WIDE_SD3 = Geometry("SD3.5-Large's width", "SD3", 38, 64, 2, text_dim=4096, pooled=2048)
+WIDE_SD3 = Geometry("SD3.5-Large's width", "SD3", 38, 64, 1, text_dim=4096, pooled=2048)
 
 
 @dataclass(eq=False)

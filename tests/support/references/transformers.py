@@ -156,6 +156,15 @@ def pack_model(pair: Pair, case: Case, core: Any) -> Any:
     return model
 
 
+def _sd3_with(pair: Pair, resampler: Any, features: Tensor) -> Tensor:
+    """What `diffusers` predicts where all rows are shown the same pictures: (images, patches,
+    width), whose tokens lie one after another."""
+    with torch.no_grad():
+        tokens, moment = resampler(features, torch.full((len(features),), 1000 * TIME))
+    tokens, moment = tokens.flatten(0, 1)[None].expand(2, -1, -1), moment[:1].expand(2, -1)
+    return reference_output(pair, {"ip_hidden_states": tokens, "temb": moment})
+
+
 def sd3_output(pair: Pair, case: Case) -> Tensor:
     """What `diffusers` predicts with one adapter of SD3.5's kind: row 0 uncond, row 1 cond."""
     network, plain = pair.reference, dict(pair.reference.attn_processors)
@@ -170,9 +179,10 @@ def sd3_output(pair: Pair, case: Case) -> Tensor:
             processor.scale = weight if isinstance(weight, (int, float)) else weight[number]
         network.set_attn_processor(dict(processors))
         resampler = network._convert_ip_adapter_image_proj_to_diffusers(halves["image_proj"], False)
-        features = torch.cat([case.uncond[0], case.cond[0]])
-        with torch.no_grad():
-            tokens, moment = resampler(features, torch.full((2,), 1000 * TIME))
-        return reference_output(pair, {"ip_hidden_states": tokens, "temb": moment})
+        rows = [
+            _sd3_with(pair, resampler, features)[number]
+            for number, features in enumerate((case.uncond[0], case.cond[0]))
+        ]
+        return torch.stack(rows)
     finally:
         network.set_attn_processor(plain)

@@ -1,0 +1,156 @@
+"""Image prompts on transformers beside other nodes, before and after them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support.hosts.scene import Scene, picture
+from support.models.transformer_adapters import instantx, sd3, xlabs
+from support.models.transformers import TINY_FLUX, TINY_SD3
+from torch import Tensor
+
+ROUNDING = 1e-5
+VISIBLE = 1e-3
+SCENES = {
+    "XLabs": (TINY_FLUX, xlabs),
+    "InstantX": (TINY_FLUX, instantx),
+    "SD3.5": (TINY_SD3, sd3),
+}
+
+
+@pytest.fixture(scope="module", params=SCENES)
+def scene(host: Any, request: pytest.FixtureRequest) -> Scene:
+    geometry, file = SCENES[request.param]
+    return Scene.of_transformer(host, geometry, file(geometry))
+
+
+@pytest.fixture(scope="module")
+def flux(host: Any) -> Scene:
+    return Scene.of_transformer(host, TINY_FLUX, xlabs(TINY_FLUX))
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def block_wrapper(scene: Scene, model: Any) -> Any:
+    """A pack that puts itself around a block and scales what it gives."""
+    clone = model.clone()
+    before = clone.model_options["transformer_options"].get("patches_replace", {}).get("dit", {})
+    held = before.get(("double_block", 1))
+
+    def wrap(args: Any, extra: Any) -> Any:
+        out = extra["original_block"](args) if held is None else held(args, extra)
+        return {**out, "img": out["img"] * 1.1}
+
+    clone.set_model_patch_replace(wrap, "dit", "double_block", 1)
+    return clone
+
+
+def override(scene: Scene, model: Any) -> Any:
+    """A pack that computes the attention itself."""
+    clone = model.clone()
+
+    def attend(function: Any, query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return 0.9 * function(query, *args, **kwargs)
+
+    options = clone.model_options["transformer_options"]
+    options["optimized_attention_override"] = attend
+    return clone
+
+
+def core_node(name: str, **inputs: Any) -> Callable[[Scene, Any], Any]:
+    return lambda scene, model: scene.host.call(name, model=model, **inputs)[0]
+
+
+CHANGES: dict[str, Callable[[Scene, Any], Any]] = {
+    "a block wrapper": block_wrapper,
+    "an attention override": override,
+    "skipped layers": core_node(
+        "SkipLayerGuidanceDiT",
+        double_layers="1",
+        single_layers="1",
+        scale=3.0,
+        start_percent=0.0,
+        end_percent=1.0,
+        rescaling_scale=0.0,
+    ),
+    "a shifted schedule": core_node("ModelSamplingSD3", shift=5.0),
+    "rescaled guidance": core_node("RescaleCFG", multiplier=0.7),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_before_and_after_are_the_same(scene: Scene, name: str) -> None:
+    change = CHANGES[name]
+    before = scene.sample(scene.apply(change(scene, scene.model)))
+    after = scene.sample(change(scene, scene.apply()))
+    assert difference(before, after) < ROUNDING
+    assert difference(after, scene.sample(scene.apply())) > VISIBLE
+    assert difference(after, scene.sample(change(scene, scene.model))) > VISIBLE
+
+
+def test_easycache_of_no_reuse_changes_nothing(scene: Scene) -> None:
+    cache = core_node(
+        "EasyCache", reuse_threshold=0.0, start_percent=0.15, end_percent=0.95, verbose=False
+    )
+    assert torch.equal(scene.sample(cache(scene, scene.apply())), scene.sample(scene.apply()))
+
+
+def test_on_one_conditioning(scene: Scene) -> None:
+    """A hook on both prompts is the adapter on the MODEL; on the positive alone it is not."""
+    positive, negative = (scene.hooked(cond) for cond in (scene.positive, scene.negative))
+    both = scene.sample(positive=positive, negative=negative)
+    one, on_model = scene.sample(positive=positive), scene.sample(scene.apply())
+    assert difference(both, on_model) < ROUNDING
+    assert difference(one, on_model) > VISIBLE
+    assert difference(one, scene.sample()) > VISIBLE
+
+
+def test_several_pictures_joined_or_averaged(scene: Scene) -> None:
+    many = scene.sample(scene.apply(image=picture(1, images=3), combine_embeds="concat"))
+    mean = scene.sample(scene.apply(image=picture(1, images=3), combine_embeds="average"))
+    assert difference(many, mean) > ROUNDING
+    assert torch.isfinite(many).all() and torch.isfinite(mean).all()
+
+
+def test_a_mask_of_one_leaves_reference_pictures_out(flux: Scene) -> None:
+    """Kontext: the rows of a reference picture belong to no mask; without a mask they take part."""
+    reference = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(4))
+
+    def with_reference(cond: Any) -> Any:
+        return [[states, {**extra, "reference_latents": [reference]}] for states, extra in cond]
+
+    conds = {"positive": with_reference(flux.positive), "negative": with_reference(flux.negative)}
+    plain, whole = flux.sample(**conds), flux.sample(flux.apply(), **conds)
+    masked = flux.sample(flux.apply(attn_mask=torch.ones(1, 16, 16)), **conds)
+    nothing = flux.sample(flux.apply(attn_mask=torch.zeros(1, 16, 16)), **conds)
+    assert torch.equal(nothing, plain)
+    assert difference(masked, whole) > VISIBLE / 10
+    assert difference(masked, plain) > VISIBLE
+
+
+def test_maps_show_a_picture_where_its_mask_lets_it(scene: Scene) -> None:
+    left = torch.zeros(1, 16, 16)
+    left[:, :, :8] = 1.0
+    model, record = scene.host.call(
+        "IPAdapterRecordAttention", model=scene.apply(attn_mask=left), show="effect", blocks="all"
+    )
+    scene.sample(model)
+    _, maps = scene.host.call(
+        "IPAdapterAttentionMap", record=record, image=torch.zeros(1, 16, 16, 3), opacity=0.5
+    )
+    assert maps.shape == (1, 16, 16)
+    assert maps[:, :, 10:].max() < 0.1 < maps[:, :, :6].mean()
+
+
+def test_words_beside_pictures(flux: Scene) -> None:
+    """Redux adds words to the prompt: the text is longer, the picture stays where it is."""
+    extra = torch.randn(1, 5, TINY_FLUX.text_dim, generator=torch.Generator().manual_seed(6))
+    longer = [[torch.cat([states, extra], 1), given] for states, given in flux.positive]
+    ones = flux.sample(flux.apply(attn_mask=torch.ones(1, 16, 16)), positive=longer)
+    whole = flux.sample(flux.apply(), positive=longer)
+    assert difference(ones, whole) < ROUNDING
