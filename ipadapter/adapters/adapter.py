@@ -166,8 +166,8 @@ class Adapter:
     def layers_in(self, layout: Layout) -> Layout:
         """The layers of a base in which the adapter acts; ValueError if it is made for another."""
         spec = self.spec
-        own = layout.only(spec.family.row.wiring.value.blocks)
-        if not own.fits(spec.layer_widths, spec.token_dim):
+        own = spec.layers_in(layout)
+        if not spec.fits(layout):
             shown = own if own.layers else layout
             raise shown.misfit(spec.layer_widths, spec.token_dim, self.name, spec.base_name)
         return own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass, replace
 
+from ..bases.layout import Layout
 from ..bases.unet import base_name
 from ..errors import Problem
 from ..files.tensors import Shapes
@@ -69,6 +70,14 @@ class AdapterSpec:
         inputs += ["a face embedding"] if self.face_dim else []
         tokens = f"{self.num_tokens} tokens, needs {' and '.join(inputs)}"
         return f"{self.family.value} for {self.base_name}, {tokens}"
+
+    def layers_in(self, layout: Layout) -> Layout:
+        """The layers of a base in the blocks that the adapter's layers are made for."""
+        return layout.only(self.family.row.wiring.value.blocks)
+
+    def fits(self, layout: Layout) -> bool:
+        """Whether the adapter is made for a base with this layout."""
+        return self.layers_in(layout).fits(self.layer_widths, self.token_dim)
 
     def with_face_version(self, version: FaceVersion | str) -> AdapterSpec:
         """The spec as the user says it is; no change for AUTO and for families

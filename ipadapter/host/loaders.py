@@ -23,6 +23,7 @@ from ..library.doctor import DoctorSubject, ModelFacts, ModelFolders, report
 from ..library.remarks import remark
 from ..library.scan import scan
 from ..pictures.faces import environment
+from .bases.carrier import read_transformer
 from .bases.install import layout_of
 from .encoders import FOLDER as ENCODERS
 from .encoders import facts_of, load_encoder
@@ -112,7 +113,7 @@ class LoadedPreset:
 
 
 def model_facts(model: ModelPatcher) -> ModelFacts:
-    """What a MODEL is; no layers where it is no UNet with cross-attention."""
+    """What a MODEL is; no layers where no adapter for it is known."""
     kind = type(model.model).__name__
     try:
         layout = layout_of(model)
@@ -120,6 +121,8 @@ def model_facts(model: ModelPatcher) -> ModelFacts:
         return ModelFacts(0, (), kind)
     widths = tuple(layer.width for layer in layout.layers)
     unet = model.get_model_object("diffusion_model")
+    if read_transformer(unet) is not None:
+        return ModelFacts(0, widths, kind, transformer=layout)
     base = "Kolors" if hasattr(unet, "encoder_hid_proj") else ""
     return ModelFacts(layout.context_dim, widths, kind, base)
 

@@ -16,8 +16,8 @@ from ..errors import Problem
 from ..files.tensors import open_tensor_file
 from .downloads import DOWNLOADS
 from .presets import (
+    BY_BASE,
     ENCODER_SOURCES,
-    OFFICIAL,
     EncoderSource,
     Requirement,
     Variant,
@@ -107,8 +107,9 @@ def find_encoder(spec: AdapterSpec, encoders: ModelFolder) -> FoundFile:
 
 def encoder_source(spec: AdapterSpec) -> EncoderSource | None:
     """Where the encoder that an adapter needs is published; None for an unknown one."""
-    wanted, width = spec.embed_source, spec.embed_dim
-    return next((known for known in ENCODER_SOURCES if known.kind.width(wanted) == width), None)
+    wanted, size = spec.embed_source, spec.family.row.encoder_size
+    fitting = (one for one in ENCODER_SOURCES if one.kind.width(wanted) == spec.embed_dim)
+    return next((one for one in fitting if size in (0, one.kind.image_size)), None)
 
 
 def find_lora(
@@ -166,6 +167,8 @@ def _why_not(file: FoundFile, base: str, needed: Requirement) -> str:
         return f"{spec.family.value} for {spec.base_name}"
     if needed.embed_dim and spec.embed_dim != needed.embed_dim:
         return f"made for {spec.encoder_name}"
+    if needed.tokens not in (0, spec.num_tokens):
+        return f"it has {spec.num_tokens} tokens per picture"
     variant = variant_of(spec, file.name)
     if variant and needed.variant not in (variant, Variant.ANY):
         return f"its name says that it is {variant.value}"
@@ -176,7 +179,7 @@ def presets_of(file: FoundFile, base: str) -> list[str]:
     """The presets of a base that a file can serve."""
     return [
         preset
-        for preset, needed in OFFICIAL.get(base, {}).items()
+        for preset, needed in BY_BASE.get(base, {}).items()
         if not _why_not(file, base, needed)
     ]
 
@@ -206,7 +209,7 @@ def why_not_encoder(file: FoundFile, spec: AdapterSpec) -> str:
         return reason
     source = encoder_source(spec)
     known = [kind.image_size for kind in ENCODERS if kind.hidden == facts.hidden]
-    if not source or len(known) < 2 or spec.base_name not in OFFICIAL:
+    if not source or len(known) < 2 or spec.base_name not in BY_BASE:
         return ""
     if facts.image_size != source.kind.image_size:
         return f"{facts.summary}; needed is {source.kind.image_size} px"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..adapters.spec import AdapterSpec
+from ..bases.layout import Layout
 from ..bases.unet import base_name
 from ..errors import plain_text
 from ..files.kinds import Kind
@@ -32,11 +33,29 @@ class ModelFacts:
     """The host's name for it, such as "SDXL"."""
     base: str = ""
     """Its base where the layers alone do not tell it (Kolors has SDXL's layers)."""
+    transformer: Layout | None = None
+    """Its blocks where it is a transformer."""
 
     @property
     def base_name(self) -> str:
         """The base as in spec.BASES."""
+        if self.transformer is not None:
+            return self.transformer.name
         return self.base or base_name(self.token_dim, self.layer_widths)
+
+    @property
+    def layers(self) -> str:
+        """What adapters attach to, for messages."""
+        count = len(self.layer_widths)
+        if self.transformer is not None:
+            return f"{count} blocks, width {self.layer_widths[0] if count else 0}"
+        return f"{count} cross-attention layers, text width {self.token_dim}"
+
+    def takes(self, spec: AdapterSpec) -> bool:
+        """Whether an adapter fits it."""
+        if self.transformer is not None:
+            return spec.fits(self.transformer)
+        return (spec.token_dim, spec.layer_widths) == (self.token_dim, self.layer_widths)
 
 
 @dataclass(frozen=True)
@@ -80,8 +99,13 @@ def why_not_model(spec: AdapterSpec, model: ModelFacts) -> str:
     """Why an adapter does not fit a model; empty if it does."""
     if not model.layer_widths:
         return "the model has no cross-attention layers of the UNet kind"
-    if (spec.token_dim, spec.layer_widths) == (model.token_dim, model.layer_widths):
+    if model.takes(spec):
         return ""
+    if model.transformer is not None:
+        return (
+            f"the adapter is for {spec.base_name} ({len(spec.layer_widths)} layers, width "
+            f"{spec.layer_widths[0]}), the model is {model.base_name} ({model.layers})"
+        )
     return (
         f"the adapter is for {spec.base_name} ({len(spec.layer_widths)} layers, text width "
         f"{spec.token_dim}), the model is {model.base_name} ({len(model.layer_widths)} layers, "
@@ -118,13 +142,10 @@ def _model_section(model: ModelFacts | None) -> list[str]:
     kind = f"{model.kind}: " if model.kind and model.kind != model.base_name else ""
     if not model.layer_widths:
         return [
-            f"MODEL  {kind}not a UNet with cross-attention. IP-Adapters for SD1.5, SD2, SDXL and "
-            "Kolors cannot be applied to it."
+            f"MODEL  {kind}not a UNet with cross-attention. No IP-Adapter for it is known: those "
+            "for SD1.5, SD2, SDXL, Kolors, Flux.1 and SD3.5-Large cannot be applied to it."
         ]
-    return [
-        f"MODEL  {kind}{model.base_name}, {len(model.layer_widths)} cross-attention layers, "
-        f"text width {model.token_dim}"
-    ]
+    return [f"MODEL  {kind}{model.base_name}, {model.layers}"]
 
 
 def _adapter_section(subject: DoctorSubject) -> list[str]:

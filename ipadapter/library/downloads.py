@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 _HUB = "https://huggingface.co"
 _APACHE, _RESEARCH = "Apache-2.0", "non-commercial research (InsightFace)"
+_FLUX_TERMS = "FLUX.1 [dev] non-commercial"
 _MIT, _KOLORS_TERMS = "MIT", "Kolors licence: research free, commercial use by registration"
 
 
@@ -125,6 +126,34 @@ _ALL = (
         "sigclip_vision_patch14_384.safetensors",
         "857 MB",
         _APACHE,
+    ),
+    Download(
+        "flux-ip-adapter.safetensors",
+        "XLabs-AI/flux-ip-adapter",
+        "flux-ip-adapter.safetensors",
+        "982 MB",
+        _FLUX_TERMS,
+    ),
+    Download(
+        "flux-ip-adapter-v2.safetensors",
+        "XLabs-AI/flux-ip-adapter-v2",
+        "ip_adapter.safetensors",
+        "1.06 GB",
+        _APACHE,
+    ),
+    Download(
+        "sd3.5-large-ip-adapter.bin",
+        "InstantX/SD3.5-Large-IP-Adapter",
+        "ip-adapter.bin",
+        "1.6 GB",
+        "Stability AI Community",
+    ),
+    _encoder(
+        "clip-vit-large-patch14.safetensors",
+        "openai/clip-vit-large-patch14",
+        "model.safetensors",
+        "1.71 GB",
+        _MIT,
     ),
     # What the templates name beside them.
     Download(

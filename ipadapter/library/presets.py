@@ -8,7 +8,9 @@ from enum import Enum
 
 from ..adapters.families import Family
 from ..adapters.spec import AdapterSpec
-from ..adapters.vision import SIGLIP, VIT_BIGG, VIT_H, VIT_L_336, EncoderKind
+from ..adapters.vision import SIGLIP, VIT_BIGG, VIT_H, VIT_L, VIT_L_336, EncoderKind
+from ..bases.flux import CHROMA, FLUX
+from ..bases.sd3 import LARGE
 from ..errors import Problem
 
 
@@ -36,6 +38,8 @@ class Requirement:
     """The official file; empty where none was published for the base."""
     lora: str = ""
     """The LoRA that belongs to it."""
+    tokens: int = 0
+    """Tokens per picture, where files of the family differ in it; 0: any."""
 
     @property
     def summary(self) -> str:
@@ -142,6 +146,18 @@ OFFICIAL: dict[str, dict[str, Requirement]] = {
     "Kolors": {KOLORS: _KOLORS},
 }
 
+_XLABS = {
+    STANDARD: Requirement(Family.FLUX_XLABS, tokens=4, file="flux-ip-adapter.safetensors"),
+    PLUS: Requirement(Family.FLUX_XLABS, tokens=16, file="flux-ip-adapter-v2.safetensors"),
+}
+# The same for transformers.
+ON_TRANSFORMERS: dict[str, dict[str, Requirement]] = {
+    FLUX: _XLABS,
+    CHROMA: _XLABS,
+    LARGE: {PLUS: Requirement(Family.SD3_INSTANTX, file="sd3.5-large-ip-adapter.bin")},
+}
+BY_BASE = {**OFFICIAL, **ON_TRANSFORMERS}
+
 ENCODER_SOURCES = (
     EncoderSource(
         VIT_H,
@@ -159,6 +175,7 @@ ENCODER_SOURCES = (
         ("336", "kolors", "imageencoder"),
     ),
     EncoderSource(SIGLIP, "sigclip_vision_patch14_384.safetensors", ("384", "siglip", "sigclip")),
+    EncoderSource(VIT_L, "clip-vit-large-patch14.safetensors", ("vitl", "large", "patch14")),
 )
 
 
@@ -168,15 +185,15 @@ def requirement(preset: str, base: str) -> Requirement:
         raise Problem.BAD_VALUE(
             f'There is no preset "{preset}". Choose one of: {", ".join(_MEANINGS)}.'
         )
-    if base not in OFFICIAL:
+    if base not in BY_BASE:
         return _MEANINGS[preset]
-    if preset not in OFFICIAL[base]:
-        bases = " and ".join(name for name, presets in OFFICIAL.items() if preset in presets)
+    if preset not in BY_BASE[base]:
+        bases = " and ".join(name for name, presets in BY_BASE.items() if preset in presets)
         raise Problem.WRONG_BASE(
             f'Preset "{preset}" exists for {bases}, the model is {base}. '
-            f"Presets for {base}: {', '.join(OFFICIAL[base])}."
+            f"Presets for {base}: {', '.join(BY_BASE[base])}."
         )
-    return OFFICIAL[base][preset]
+    return BY_BASE[base][preset]
 
 
 def letters(name: str) -> str:

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 from support.models.modelfiles import adapter_file, encoder_shapes, lora_shapes, sparse_safetensors
 from support.models.official_files import OFFICIAL_FILES
+from support.models.transformer_adapters import published
+from torch import Tensor
 
+from ipadapter.adapters.checkpoint import checkpoint_from_dict
+from ipadapter.adapters.spec import AdapterSpec, identify
+from ipadapter.bases.flux import CHROMA, FLUX, flux_layout
 from ipadapter.bases.unet import BASES
 from ipadapter.library.doctor import DoctorSubject, ModelFacts, ModelFolders, report
 from ipadapter.library.downloads import DOWNLOADS
@@ -129,3 +134,26 @@ def test_nothing_is_left_to_get(tmp_path: Path) -> None:
     names = ("ipadapter", "clip_vision", "loras")
     whole = ModelFolders(*(scan([tmp_path / name]) for name in names))
     assert "TO GET" not in text(DoctorSubject(), whole)
+
+
+@pytest.mark.parametrize(
+    ("file", "model"), [("XLabs", FLUX), ("XLabs", CHROMA), ("InstantX", FLUX)], ids=str
+)
+def test_adapters_for_transformers_fit_theirs(folders: ModelFolders, file: str, model: str) -> None:
+    layout = flux_layout(model, 3072, 24, 19, 38)
+    widths = tuple(layer.width for layer in layout.layers)
+    facts = ModelFacts(0, widths, model, transformer=layout)
+    spec = spec_of_state(published()[file])
+    right = report(DoctorSubject(facts, ("flux.safetensors", spec)), folders)
+    assert right.startswith(f"MODEL  {model}, 57 blocks, width 3072")
+    assert "\n  fits the model" in right
+    unet = ModelFacts(*BASES["SDXL"], "SDXL")
+    assert "the adapter is for Flux.1" in report(DoctorSubject(unet, ("x", spec)), folders)
+    large = spec_of_state(published()["InstantX timed"])
+    wrong = report(DoctorSubject(facts, ("large.bin", large)), folders)
+    assert f"the adapter is for SD3.5-Large (38 layers, width 2432), the model is {model}" in wrong
+
+
+def spec_of_state(state: dict[str, Tensor]) -> AdapterSpec:
+    checkpoint = checkpoint_from_dict(state, "x")
+    return identify(checkpoint.image_proj.shapes(), checkpoint.ip_adapter.shapes(), "x")
