@@ -29,7 +29,8 @@ from .time_resampler import TimedAdapter
 from .timed import over_time
 
 M = TypeVar("M", bound=nn.Module)
-_KEPT = 128 << 20  # bytes of tokens, keys and values kept per adapter
+# Bytes of tokens, keys and values kept per adapter: 180 MB are what InstantX's makes of a picture.
+_KEPT = 256 << 20
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import tempfile
 import zipfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -256,9 +257,20 @@ def _load_weights(path: Path) -> Any:
     if mmap:
         _refuse_compressed(path)
     if path.suffix.lower() == ".safetensors":  # torch.load would go by the wrong extension
-        with path.open("rb") as stream:
-            return torch.load(stream, map_location="cpu", weights_only=True)
+        return _load_under_another_name(path, mmap)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _load_under_another_name(path: Path, mmap: bool | None) -> Any:
+    """The same through a link; where none can be made, the whole file is read."""
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "weights.bin"
+        try:
+            link.symlink_to(path.resolve())
+        except OSError:  # Windows asks for a right that few have
+            with path.open("rb") as stream:
+                return torch.load(stream, map_location="cpu", weights_only=True)
+        return torch.load(link, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def _refuse_compressed(path: Path) -> None:
