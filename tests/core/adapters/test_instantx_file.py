@@ -16,6 +16,7 @@ from ipadapter.adapters import adapter as adapters
 from ipadapter.adapters.adapter import Adapter
 from ipadapter.adapters.checkpoint import read_checkpoint
 from ipadapter.errors import Problem
+from ipadapter.files import tensors
 from ipadapter.files.kinds import Kind
 from ipadapter.library.scan import read_contents
 
@@ -50,12 +51,17 @@ def test_loading_it_takes_no_memory(bench: Any, published: Path) -> None:
 
 
 @linux
-def test_a_small_one_passes_through_a_part_of_it(bench: Any, tmp_path: Path) -> None:
-    """All steps at real widths, with one block of each kind and an eighth of the tokens."""
+def test_a_small_one_passes_through_a_part_of_it(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps at real widths, with one block of each kind and an eighth of the tokens. The pages
+    of the file under the projector, which is read at once, are the system's to take back."""
+    monkeypatch.setattr(tensors, "_HUGE", 1)
     path = bench.sparse_instantx(tmp_path / "small.bin", WIDE_FLUX, tokens=16)
     assert path.stat().st_size > 400 * MB
     for name, took in bench.measure(path, WIDE_FLUX):
-        assert took.own + took.mapped < 160 * MB, name
+        assert took.own < 100 * MB, name
+        assert took.mapped < 160 * MB or name == "tokens", name
 
 
 def test_what_a_picture_gives_is_remembered_whole(published: Path) -> None:
