@@ -165,6 +165,22 @@ def _optional_inputs() -> list[io.Input]:
     ]
 
 
+def _later_inputs() -> list[io.Input]:
+    """Inputs that came after the first version: last, so that older files keep their order."""
+    return [
+        io.Int.Input(
+            "warm_start",
+            default=500,
+            min=0,
+            max=1_000_000,
+            optional=True,
+            tooltip="Steps before the training in which every layer learns from the picture what "
+            "its caption would tell it. Quick, and it saves many steps where captions describe "
+            "the pictures. 0: none. Not used when resume_from has trained already.",
+        ),
+    ]
+
+
 def _settings(given: Mapping[str, Any]) -> TrainSettings:
     plain: dict[str, Any] = {
         name: (whole_number if isinstance(getattr(_RECIPE, name), int) else number)(value, name)
@@ -192,6 +208,7 @@ class IPAdapterTrain(io.ComfyNode):
                 *_recipe_inputs(),
                 *_picture_inputs(),
                 *_optional_inputs(),
+                *_later_inputs(),
             ],
             outputs=[
                 inputs.IPAdapterWire.Output(display_name="IPADAPTER"),

@@ -44,6 +44,16 @@ class Samples(Protocol):
         """(channels, height, width)"""
         ...
 
+    @property
+    def empty_text(self) -> Tensor:
+        """(1, length, width), what stands for a dropped text."""
+        ...
+
+    @property
+    def tells(self) -> bool:
+        """Whether captions tell the pictures apart, so that a warm start can learn from them."""
+        ...
+
     def batch(self, samples: Tensor, drop_image: Tensor, drop_text: Tensor) -> Batch:
         """Samples by number, (n,); flags, (n,), say whose image or text is dropped."""
         ...
@@ -112,6 +122,16 @@ class TrainingSet:
     def latent_shape(self) -> tuple[int, ...]:
         """(channels, height, width)"""
         return tuple(self.latents.shape[1:])
+
+    @property
+    def empty_text(self) -> Tensor:
+        """(1, length, width), what stands for a dropped text."""
+        return self.prompts.empty
+
+    @property
+    def tells(self) -> bool:
+        """Whether captions tell the pictures apart, so that a warm start can learn from them."""
+        return bool((self.prompts.states != self.prompts.states[:1]).any())
 
     def batch(self, samples: Tensor, drop_image: Tensor, drop_text: Tensor) -> Batch:
         """Samples by number, with what is dropped replaced."""

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..errors import Problem
 
+_EARLY_POWER = 0.6
+
 
 class Prediction(str, Enum):
     """What the UNet predicts."""
@@ -28,7 +30,8 @@ class TrainSettings:
     share of noise that is the same over a whole channel. average: decay of a running mean of the
     weights, which is then the result; 0 for none. min_snr: weigh errors by min(SNR, min_snr) / SNR
     (arXiv 2303.09556), so that the noisy timesteps, where an image prompt decides most, count for
-    more; 0 for the paper's plain error. dtype: what the adapter computes in; its weights stay fp32.
+    more; 0 for the paper's plain error. warm_start: steps of study before (`study.py`). dtype: what
+    the adapter computes in; its weights stay fp32.
     """
 
     steps: int = 1000
@@ -43,6 +46,7 @@ class TrainSettings:
     noise_offset: float = 0.0
     average: float = 0.0
     min_snr: float = 0.0
+    warm_start: int = 0
     dtype: torch.dtype = torch.float32
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
 
@@ -64,6 +68,10 @@ class TrainSettings:
             raise Problem.BAD_VALUE(
                 f"min_snr is {self.min_snr}: expected 0 (none) or above, usually 5."
             )
+        if self.warm_start < 0:
+            raise Problem.BAD_VALUE(
+                f"warm_start is {self.warm_start}: expected 0 (none) or more steps."
+            )
         if not 0 <= self.average < 1:
             raise Problem.BAD_VALUE(f"average is {self.average}: expected 0 (none) to below 1.")
 
@@ -80,6 +88,11 @@ class NoiseSchedule:
         sigmas = self.sigmas.to(timesteps.device, torch.float32)[timesteps].view(-1, 1, 1, 1)
         signal = (1 + sigmas.square()).rsqrt()
         return signal, sigmas * signal
+
+    def early(self, shares: Tensor) -> Tensor:
+        """Timesteps (n,) from random numbers of 0 to 1, the noisy ones more often: one in ten below
+        a quarter."""
+        return (len(self.sigmas) * shares**_EARLY_POWER).long()
 
     def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Latents with noise added, of unit variance."""

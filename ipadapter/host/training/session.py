@@ -15,19 +15,21 @@ import folder_paths
 import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
+from PIL import Image
 from torch import Tensor
 
 from ...adapters.adapter import Adapter
 from ...adapters.families import Family
 from ...errors import Problem
-from ...training.curve import loss_curve
+from ...training.curve import loss_curve, study_curve
 from ...training.data import TrainingSet
 from ...training.folder import write_adapter, write_state
 from ...training.portability import portability_note
 from ...training.recipe import TrainSettings
+from ...training.run import FrozenBase, Outcome, Stage, run
 from ...training.state import TrainedAdapter, TrainState, state_of, trained_adapter
 from ...training.trainable import ProjectorPlan, TrainableAdapter, training_of
-from ...training.trainer import Trainer, train
+from ...training.trainer import Trainer
 from ..loaders import ADAPTERS
 from .data import TrainingInputs, training_set
 from .frozen_unet import FrozenUNet, Precision, frozen_unet, schedule_of
@@ -56,15 +58,20 @@ class Training:
     """An adapter as it left its training. notice: why it stopped early, or nothing."""
 
     adapter: TrainedAdapter
+    state: TrainState
     steps: int
+    warm_start: int = 0
     notice: str = ""
 
     def curve(self) -> Tensor:
         """(1, height, width, 3), 0..1"""
-        state = self.adapter.training
-        losses = [] if state is None else state.losses.tolist()
-        compared = [] if state is None else state.compared.tolist()
-        picture = np.asarray(loss_curve(losses, compared, self.steps, self.notice))
+        state = self.state
+        if state.in_study:
+            drawn = study_curve(state.studied.tolist(), self.warm_start, self.notice)
+        else:
+            compared = state.compared.tolist()
+            drawn = loss_curve(state.losses.tolist(), compared, self.steps, self.notice)
+        picture = np.asarray(drawn)
         return torch.from_numpy(picture.copy()).float().div(255).unsqueeze(0)
 
 
@@ -80,18 +87,17 @@ def train_adapter(
     state = None if resume is None else state_of(resume)
     if resume is not None and state is None:
         logger.warning("%s has no training state: its weights are a new start.", resume.name)
+        # They have learned already, so a warm start would only forget.
+        recipe = replace(recipe, settings=replace(recipe.settings, warm_start=0))
     schedule = schedule_of(model)
     data = training_set(model, clip_vision, family.row.reads, sources)
     shape = (recipe.settings.batch_size, *data.latent_shape)
     with frozen_unet(model, recipe.precision, shape) as unet:
         settings = replace(recipe.settings, device=unet.device, dtype=unet.dtype)
         adapter = _adapter(unet, data, recipe, resume)
-        trainer = Trainer(adapter, data, unet.predict, schedule, settings)
-        if state is not None:
-            trainer.restore(state)
-        stopped = train(trainer, _Report(trainer))
-        state = trainer.state()
-    return _finished(state, recipe, stopped, unet)
+        base = FrozenBase(unet.predict, unet.observe, schedule)
+        outcome = run(adapter, data, base, settings, _Report(settings, state), state)
+    return _finished(outcome, recipe, unet)
 
 
 def _adapter(
@@ -118,17 +124,20 @@ def _adapter(
 class _Report:
     """Progress bar, preview of the loss, and whether to go on."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.bar = comfy.utils.ProgressBar(trainer.settings.steps)
+    def __init__(self, settings: TrainSettings, state: TrainState | None) -> None:
+        studied = 0 if state is None else len(state.studied)
+        self.before = max(studied, settings.warm_start if state is None or state.in_study else 0)
+        self.total = self.before + settings.steps
+        self.bar = comfy.utils.ProgressBar(self.total)
         self.shown = time.monotonic()
 
-    def __call__(self, step: int, _loss: float) -> bool:
-        total, preview = self.trainer.settings.steps, None
+    def __call__(self, stage: Stage) -> bool:
+        preview = None
         if time.monotonic() - self.shown > _PREVIEW_SECONDS:
             self.shown = time.monotonic()
-            preview = ("JPEG", loss_curve(self.trainer.losses, self.trainer.compared, total), None)
-        self.bar.update_absolute(step, total, preview)
+            preview = ("JPEG", _picture(stage), None)
+        done = stage.steps + (self.before if isinstance(stage, Trainer) else 0)
+        self.bar.update_absolute(done, self.total, preview)
         try:
             comfy.model_management.throw_exception_if_processing_interrupted()
         except comfy.model_management.InterruptProcessingException:
@@ -136,20 +145,27 @@ class _Report:
         return True
 
 
-def _finished(state: TrainState, recipe: Recipe, stopped: str | None, unet: FrozenUNet) -> Training:
-    settings = recipe.settings
+def _picture(stage: Stage) -> Image.Image:
+    if isinstance(stage, Trainer):
+        return loss_curve(stage.losses, stage.compared, stage.total)
+    return study_curve(stage.errors, stage.total)
+
+
+def _finished(outcome: Outcome, recipe: Recipe, unet: FrozenUNet) -> Training:
+    settings, state = recipe.settings, outcome.state
     name = f"adapter trained for {state.steps} steps"
     details = {
         "steps": str(state.steps),
         "batch_size": str(settings.batch_size * settings.accumulation),
         "learning_rate": f"{settings.learning_rate:g}",
+        "warm_start": str(len(state.studied)),
         "seed": str(settings.seed),
         "precision": str(unet.dtype).removeprefix("torch."),
     }
     adapter = trained_adapter(state, name, details)
-    if stopped:
-        logger.warning("%s The output is the adapter as of step %d.", stopped, state.steps)
-    return Training(adapter, settings.steps, stopped or "")
+    if outcome.notice:
+        logger.warning("%s The output is the adapter as of step %d.", outcome.notice, state.steps)
+    return Training(adapter, state, settings.steps, settings.warm_start, outcome.notice)
 
 
 @dataclass(frozen=True)
