@@ -20,6 +20,7 @@ from ..host.training.data import NO_FOLDER, TrainingInputs, folder_names, input_
 from ..host.training.frozen_unet import Precision
 from ..host.training.session import Folder, Recipe, save_adapter, save_roots, train_adapter
 from ..training.recipe import TrainSettings
+from ..training.weighting import Weighting
 from . import inputs
 
 
@@ -178,15 +179,23 @@ def _later_inputs() -> list[io.Input]:
             "its caption would tell it. Quick, and it saves many steps where captions describe "
             "the pictures. 0: none. Not used when resume_from has trained already.",
         ),
+        io.Combo.Input(
+            "loss_weighting",
+            options=[weighting.value for weighting in Weighting],
+            optional=True,
+            tooltip="What counts. plain: the paper's, every noise level alike. min-SNR: the last, "
+            "fine steps less. picture: layout and shapes more; for few pictures and short "
+            "trainings.",
+        ),
     ]
 
 
-def _settings(given: Mapping[str, Any]) -> TrainSettings:
+def _settings(given: Mapping[str, Any], loss_weighting: str) -> TrainSettings:
     plain: dict[str, Any] = {
         name: (whole_number if isinstance(getattr(_RECIPE, name), int) else number)(value, name)
         for name, value in given.items()
     }
-    return TrainSettings(**plain)
+    return TrainSettings(**plain, weighting=chosen(Weighting, loss_weighting, "loss_weighting"))
 
 
 class IPAdapterTrain(io.ComfyNode):
@@ -244,13 +253,14 @@ class IPAdapterTrain(io.ComfyNode):
         conditioning: Any = None,
         empty_conditioning: Any = None,
         resume_from: Any = None,
+        loss_weighting: str = Weighting.PLAIN.value,
         **settings: Any,
     ) -> io.NodeOutput:
         recipe = Recipe(
             chosen(Family, family, "family"),
             whole_number(num_tokens, "num_tokens"),
             chosen(Precision, precision, "precision"),
-            _settings(settings),
+            _settings(settings, loss_weighting),
         )
         pictures = pictures_of(images, image_folder, captions, skip_unreadable)
         side = whole_number(resolution, "resolution")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .data import Samples
-from .recipe import NoiseSchedule, TrainSettings
+from .recipe import Schedule, TrainSettings
 from .state import TrainState
 from .study import Observe, Study
 from .trainable import TrainableAdapter
@@ -22,7 +22,7 @@ class FrozenBase:
 
     predict: Predict
     observe: Observe
-    schedule: NoiseSchedule
+    schedule: Schedule
 
 
 @dataclass(frozen=True, eq=False)

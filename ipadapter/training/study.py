@@ -31,7 +31,7 @@ from .optimiser import (
     new_optimizer,
     restore_moments,
 )
-from .recipe import BatchDraw, NoiseSchedule, TrainSettings
+from .recipe import BatchDraw, Schedule, TrainSettings
 from .state import TrainState
 from .trainable import TrainableAdapter
 
@@ -81,7 +81,7 @@ class Study:
         adapter: TrainableAdapter,
         samples: Samples,
         observe: Observe,
-        schedule: NoiseSchedule,
+        schedule: Schedule,
         settings: TrainSettings,
     ) -> None:
         """adapter: moved to the settings' device and changed in place."""

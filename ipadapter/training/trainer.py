@@ -29,9 +29,10 @@ from .optimiser import (
     new_optimizer,
     restore_moments,
 )
-from .recipe import BatchDraw, NoiseSchedule, TrainSettings
+from .recipe import BatchDraw, Schedule, TrainSettings
 from .state import TrainState
 from .trainable import TrainableAdapter
+from .weighting import Weighting
 
 # (noisy latents, timesteps, batch, keys and values per layer) -> prediction, like the latents.
 # No keys and values at all: the prediction without an adapter.
@@ -50,7 +51,7 @@ class Trainer:
         adapter: TrainableAdapter,
         samples: Samples,
         predict: Predict,
-        schedule: NoiseSchedule,
+        schedule: Schedule,
         settings: TrainSettings,
     ) -> None:
         """adapter: moved to the settings' device and changed in place."""
@@ -94,10 +95,10 @@ class Trainer:
         any_text = only_image + settings.drop_text
         both = (chance >= any_text) & (chance < any_text + settings.drop_both)
         shape = (count, *self.samples.latent_shape)
-        timesteps = torch.randint(len(self.schedule.sigmas), (count,), generator=generator)
+        timesteps = self.schedule.draw(count, generator)
         noise = torch.randn(shape, generator=generator)
         if settings.noise_offset:
-            offset = torch.randn((*shape[:2], 1, 1), generator=generator)
+            offset = torch.randn((*shape[:2], *[1] * len(shape[2:])), generator=generator)
             noise = noise + settings.noise_offset * offset
         return BatchDraw(
             samples,
@@ -124,10 +125,11 @@ class Trainer:
         noisy = self.schedule.noisy(batch.latents.float(), noise, timesteps)
         predicted = self.predict(noisy, timesteps, batch, key_values)
         target = self.schedule.target(batch.latents.float(), noise, timesteps)
-        if not self.settings.min_snr:
+        counts, gamma = self.settings.counts, self.settings.min_snr
+        if counts is Weighting.PLAIN:
             return functional.mse_loss(predicted.float(), target)
-        errors = (predicted.float() - target).square().mean((1, 2, 3))
-        return (errors * self.schedule.weights(timesteps, self.settings.min_snr)).mean()
+        errors = (predicted.float() - target).square().flatten(1).mean(1)
+        return (errors * self.schedule.weights(timesteps, gamma, counts)).mean()
 
     def step(self) -> float:
         """One optimiser step over `accumulation` batches; returns its loss.

@@ -22,9 +22,10 @@ from ...attention.rows import Extra
 from ...bases.layout import BlockId, Layout
 from ...errors import Problem
 from ...training.data import Batch
-from ...training.recipe import NoiseSchedule, Prediction
+from ...training.recipe import NoiseSchedule
 from ...training.study import Learn, Lesson
 from ...training.trainable import Weights
+from ...training.weighting import Prediction
 from ..bases.unet import read_layout
 from ..devices import kept_dtype
 from ..slots import text_attention

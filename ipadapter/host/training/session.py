@@ -159,6 +159,7 @@ def _finished(outcome: Outcome, recipe: Recipe, unet: FrozenUNet) -> Training:
         "batch_size": str(settings.batch_size * settings.accumulation),
         "learning_rate": f"{settings.learning_rate:g}",
         "warm_start": str(len(state.studied)),
+        "loss_weighting": settings.counts.value,
         "seed": str(settings.seed),
         "precision": str(unet.dtype).removeprefix("torch."),
     }
