@@ -19,6 +19,7 @@ from ..files.paths import inside
 from ..host.training.data import NO_FOLDER, TrainingInputs, folder_names, input_folder, pictures_of
 from ..host.training.frozen_unet import Precision
 from ..host.training.session import Folder, Recipe, save_adapter, save_roots, train_adapter
+from ..host.training.stored import store
 from ..training.recipe import TrainSettings
 from ..training.weighting import Weighting
 from . import inputs
@@ -187,6 +188,14 @@ def _later_inputs() -> list[io.Input]:
             "fine steps less. picture: layout and shapes more; for few pictures and short "
             "trainings.",
         ),
+        io.Boolean.Input(
+            "keep_encoded",
+            default=True,
+            optional=True,
+            tooltip="Keep what the encoders make of pictures and captions on disk, in the folder "
+            "ipadapter_encoded of ComfyUI's output: a second run begins at once, and large sets "
+            "need no memory. Not used with latent or conditioning.",
+        ),
     ]
 
 
@@ -254,6 +263,7 @@ class IPAdapterTrain(io.ComfyNode):
         empty_conditioning: Any = None,
         resume_from: Any = None,
         loss_weighting: str = Weighting.PLAIN.value,
+        keep_encoded: bool = False,
         **settings: Any,
     ) -> io.NodeOutput:
         recipe = Recipe(
@@ -262,10 +272,11 @@ class IPAdapterTrain(io.ComfyNode):
             chosen(Precision, precision, "precision"),
             _settings(settings, loss_weighting),
         )
-        pictures = pictures_of(images, image_folder, captions, skip_unreadable)
+        kept = store() if keep_encoded else None
+        pictures = pictures_of(images, image_folder, captions, skip_unreadable, kept)
         side = whole_number(resolution, "resolution")
         sources = TrainingInputs(
-            pictures, side, latent, vae, clip, conditioning, empty_conditioning
+            pictures, side, latent, vae, clip, conditioning, empty_conditioning, kept
         )
         resume = None if resume_from is None else loaded_adapter(resume_from).adapter
         training = train_adapter(model, clip_vision, sources, recipe, resume)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...adapters.adapter import Adapter
 from ...adapters.families import Family
+from ...adapters.vision import EmbedSource
 from ...errors import Problem
 from ...training.curve import loss_curve, study_curve
 from ...training.data import TrainingSet
@@ -28,11 +29,14 @@ from ...training.portability import portability_note
 from ...training.recipe import TrainSettings
 from ...training.run import FrozenBase, Outcome, Stage, run
 from ...training.state import TrainedAdapter, TrainState, state_of, trained_adapter
+from ...training.store import StoredSet
 from ...training.trainable import ProjectorPlan, TrainableAdapter, training_of
 from ...training.trainer import Trainer
+from ..encode import require_head
 from ..loaders import ADAPTERS
 from .data import TrainingInputs, training_set
 from .frozen_unet import FrozenUNet, Precision, frozen_unet, schedule_of
+from .stored import can_be_stored, stored_set
 
 logger = logging.getLogger("ipadapter")
 
@@ -90,7 +94,7 @@ def train_adapter(
         # They have learned already, so a warm start would only forget.
         recipe = replace(recipe, settings=replace(recipe.settings, warm_start=0))
     schedule = schedule_of(model)
-    data = training_set(model, clip_vision, family.row.reads, sources)
+    data = _samples(model, clip_vision, family.row.reads, sources)
     shape = (recipe.settings.batch_size, *data.latent_shape)
     with frozen_unet(model, recipe.precision, shape) as unet:
         settings = replace(recipe.settings, device=unet.device, dtype=unet.dtype)
@@ -100,11 +104,28 @@ def train_adapter(
     return _finished(outcome, recipe, unet)
 
 
+def _samples(
+    model: ModelPatcher, clip_vision: Any, source: EmbedSource, sources: TrainingInputs
+) -> TrainingSet | StoredSet:
+    """Everything that does not change while an adapter trains."""
+    if clip_vision is None:
+        raise Problem.WRONG_FILE(
+            "clip_vision is empty: the file that its loader opened is no image encoder. Choose a "
+            "CLIP vision model."
+        )
+    require_head(clip_vision, source, "Training with this family")
+    if sources.store is None or not can_be_stored(sources):
+        return training_set(model, clip_vision, source, sources)
+    found = stored_set(model, clip_vision, source, sources, sources.store)
+    comfy.model_management.unload_all_models()  # the encoders have done their work
+    return found
+
+
 def _adapter(
-    unet: FrozenUNet, data: TrainingSet, recipe: Recipe, resume: Adapter | None
+    unet: FrozenUNet, data: TrainingSet | StoredSet, recipe: Recipe, resume: Adapter | None
 ) -> TrainableAdapter:
     """A new adapter, or the one to go on with."""
-    width = data.features.shape[-1]
+    width = data.feature_width
     if resume is None:
         generator = torch.Generator().manual_seed(recipe.settings.seed)
         plan = ProjectorPlan(recipe.family, width, unet.layout.context_dim, recipe.num_tokens)
