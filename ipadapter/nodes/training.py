@@ -196,6 +196,39 @@ def _later_inputs() -> list[io.Input]:
             "ipadapter_encoded of ComfyUI's output: a second run begins at once, and large sets "
             "need no memory. Not used with latent or conditioning.",
         ),
+        *_watching_inputs(),
+    ]
+
+
+def _watching_inputs() -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "held_out",
+            default=0.05,
+            min=0.0,
+            max=0.5,
+            step=0.01,
+            optional=True,
+            tooltip="Share of the pictures that are not trained on. The green line of loss_curve "
+            "tells how the adapter does on them: where it rises, training has gone on too long.",
+        ),
+        io.Float.Input(
+            "average",
+            default=0.0,
+            min=0.0,
+            max=0.99999,
+            step=0.00001,
+            optional=True,
+            tooltip="The result is a running mean of the weights, which is steadier: usually "
+            "0.999, 0.9999 for more than 10 000 steps. 0: the last weights.",
+        ),
+        io.Boolean.Input(
+            "checkpointing",
+            default=False,
+            optional=True,
+            tooltip="Compute parts of the UNet twice instead of keeping them: a step takes a "
+            "third longer and needs a fraction of the memory. The result is the same.",
+        ),
     ]
 
 
@@ -264,12 +297,14 @@ class IPAdapterTrain(io.ComfyNode):
         resume_from: Any = None,
         loss_weighting: str = Weighting.PLAIN.value,
         keep_encoded: bool = False,
+        checkpointing: bool = False,
         **settings: Any,
     ) -> io.NodeOutput:
         recipe = Recipe(
             chosen(Family, family, "family"),
             whole_number(num_tokens, "num_tokens"),
             chosen(Precision, precision, "precision"),
+            checkpointing,
             _settings(settings, loss_weighting),
         )
         kept = store() if keep_encoded else None

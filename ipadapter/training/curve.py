@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 640, 360
 _LEFT, _TOP, _RIGHT, _BOTTOM = 66, 84, 72, 36
 # For the dark nodes that it is shown on, at about half its size.
 _PAPER, _INK, _GRID, _ALARM = "#1b1d21", "#d5dae1", "#41464e", "#ff8a80"
-_FAINT, _STRONG, _SHARE = "#35618f", "#6db3ff", "#ffb057"
+_FAINT, _STRONG, _SHARE, _UNSEEN = "#35618f", "#6db3ff", "#ffb057", "#8ddb8c"
 _LETTERS = ImageFont.load_default(20)
 _SMALL = ImageFont.load_default(17)
 
@@ -21,26 +21,31 @@ def loss_curve(
     compared: Sequence[Sequence[float]],
     steps: int,
     notice: str = "",
+    validated: Sequence[Sequence[float]] = (),
 ) -> Image.Image:
     """Each loss faint, their running mean strong, over `steps` steps. `notice`: below the title.
 
     compared: now and then a step, and its loss as a share of the loss without the adapter: what the
     adapter does, free of how hard each step's draw is. Drawn with an axis of its own, on the right.
+    validated: the same of pictures that are not trained on.
     """
     smooth, shares = running_mean(losses), running_mean([share for _, share in compared])
     last = f", mean of the last {min(len(losses), _window(losses))}: {smooth[-1]:.4f}"
     share = f", now {shares[-1]:.1%}" if compared else ""
+    unseen = [share for _, share in validated]
+    judged = f"of pictures held out, now {unseen[-1]:.1%}" if unseen else ""
     lines = (
         (f"loss, {len(losses)} of {steps} steps{last if losses else ''}", _STRONG),
         (f"share of the loss without the adapter{share}", _SHARE),
-        (notice, _ALARM),
+        (notice, _ALARM) if notice else (judged, _UNSEEN),
     )
     picture, pen = _paper(lines)
-    low_high = _range(losses)
-    _axes(pen, steps, low_high, _range(shares if compared else [1.0]))
+    right = _range([*shares, *unseen] if compared else [1.0])
+    _axes(pen, steps, _range(losses), right)
     _falling(pen, losses, steps)
     numbers = [step for step, _ in compared]
-    _line(pen, zip(numbers, shares, strict=False), steps, _range(shares), (_SHARE, 4))
+    _line(pen, zip(numbers, shares, strict=False), steps, right, (_SHARE, 4))
+    _line(pen, [(step, share) for step, share in validated], steps, right, (_UNSEEN, 4))
     return picture
 
 

@@ -144,6 +144,47 @@ class TrainingSet:
         return Batch(self.latents[samples], features, *self.prompts.pick(samples, drop_text))
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some samples of a set. rows: their numbers, (n,)."""
+
+    whole: Samples
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, height, width)"""
+        return self.whole.latent_shape
+
+    @property
+    def empty_text(self) -> Tensor:
+        """(1, length, width), what stands for a dropped text."""
+        return self.whole.empty_text
+
+    @property
+    def tells(self) -> bool:
+        """Whether captions tell the pictures apart, so that a warm start can learn from them."""
+        return self.whole.tells
+
+    def batch(self, samples: Tensor, drop_image: Tensor, drop_text: Tensor) -> Batch:
+        """Samples by their number in this part."""
+        return self.whole.batch(self.rows[samples], drop_image, drop_text)
+
+
+def split(samples: Samples, share: float) -> tuple[Samples, Samples | None]:
+    """Samples to train on, and those that are held out to judge by: a share of them, none where
+    that is less than one. The same ones whatever the seed, so that a run that goes on, or another
+    recipe, is judged by pictures it has not seen."""
+    count = int(len(samples) * share)
+    if not count:
+        return samples, None
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
+    return Part(samples, order[count:].sort().values), Part(samples, order[:count].sort().values)
+
+
 def same_length(states: Sequence[Tensor]) -> list[Tensor]:
     """Repeat text states, (rows, length, width) each, to one length; attention over whole copies
     gives the same result."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import Problem
 from .weighting import MIN_SNR, Prediction, Weighting, weights
 
+_MOST_HELD_OUT = 0.5
 EARLY_POWER = 0.6  # timesteps as u^0.6 of all
 
 
@@ -24,8 +25,9 @@ class TrainSettings:
     share of noise that is the same over a whole channel. average: decay of a running mean of the
     weights, which is then the result; 0 for none. weighting: what counts at each noise level
     (`weighting.py`); min_snr: of min-SNR, which a number chooses too; 0 for its usual value.
-    warm_start: steps of study before (`study.py`). dtype: what the adapter computes in; its weights
-    stay fp32.
+    warm_start: steps of study before (`study.py`). held_out: share of the pictures that are not
+    trained on and judge it (`validation.py`). dtype: what the adapter computes in; its weights stay
+    fp32.
     """
 
     steps: int = 1000
@@ -42,6 +44,7 @@ class TrainSettings:
     weighting: Weighting = Weighting.PLAIN
     min_snr: float = 0.0
     warm_start: int = 0
+    held_out: float = 0.0
     dtype: torch.dtype = torch.float32
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
 
@@ -66,6 +69,10 @@ class TrainSettings:
         if self.warm_start < 0:
             raise Problem.BAD_VALUE(
                 f"warm_start is {self.warm_start}: expected 0 (none) or more steps."
+            )
+        if not 0 <= self.held_out <= _MOST_HELD_OUT:
+            raise Problem.BAD_VALUE(
+                f"held_out is {self.held_out}: expected a share of 0 (none) to {_MOST_HELD_OUT}."
             )
         if not 0 <= self.average < 1:
             raise Problem.BAD_VALUE(f"average is {self.average}: expected 0 (none) to below 1.")

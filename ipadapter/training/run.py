@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .data import Samples
+from .data import Samples, split
 from .recipe import Schedule, TrainSettings
 from .state import TrainState
 from .study import Observe, Study
@@ -48,6 +48,7 @@ def run(
 ) -> Outcome:
     """Train `adapter` in place, on from `state` if there is one."""
     notice = ""
+    samples, held_out = split(samples, settings.held_out)
     if _study_is_due(settings, state):
         if samples.tells:
             study = Study(adapter, samples, base.observe, base.schedule, settings)
@@ -60,7 +61,7 @@ def run(
         else:
             notice = "No warm start: the captions do not tell the pictures apart."
             logger.warning(notice)
-    trainer = Trainer(adapter, samples, base.predict, base.schedule, settings)
+    trainer = Trainer(adapter, samples, base.predict, base.schedule, settings, held_out)
     if state is not None:
         trainer.restore(state)
     stopped = train(trainer, lambda _step, _loss: report(trainer))

@@ -29,9 +29,9 @@ class TrainState:
     weights, exp_avg, exp_avg_sq, average: by parameter name, fp32; the moments are AdamW's, the
     average is empty where none is kept. generator: state of the random numbers. queue: numbers of
     the samples still to come in this round, (n,). losses: (steps,). compared: (n, 2), now and then
-    a step and its loss as a share of the loss that the base has without the adapter. studied: (n,),
-    errors of the warm start's steps; before the first step of the recipe, moments and generator are
-    the warm start's.
+    a step and its loss as a share of the loss that the base has without the adapter; validated: the
+    same of the pictures held out. studied: (n,), errors of the warm start's steps; before the first
+    step of the recipe, moments and generator are the warm start's.
     """
 
     weights: Mapping[str, Tensor]
@@ -43,6 +43,7 @@ class TrainState:
     average: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     compared: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.float64))
     studied: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    validated: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.float64))
 
     @property
     def moments(self) -> dict[str, Mapping[str, Tensor]]:
@@ -78,6 +79,7 @@ class TrainState:
             "losses": self.losses,
             "compared": self.compared,
             "studied": self.studied,
+            "validated": self.validated,
         }
 
     @classmethod
@@ -104,6 +106,7 @@ class TrainState:
             parts["average"],
             tensors.get("compared", torch.empty(0, 2, dtype=torch.float64)),
             tensors.get("studied", torch.empty(0, dtype=torch.float64)),
+            tensors.get("validated", torch.empty(0, 2, dtype=torch.float64)),
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TrainState:

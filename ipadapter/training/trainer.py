@@ -11,6 +11,7 @@ https://github.com/tencent-ailab/IP-Adapter/blob/62e4af9d0c1ac7d5f8dd386a0ccf221
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -32,6 +33,7 @@ from .optimiser import (
 from .recipe import BatchDraw, Schedule, TrainSettings
 from .state import TrainState
 from .trainable import TrainableAdapter
+from .validation import EVERY, Validation
 from .weighting import Weighting
 
 # (noisy latents, timesteps, batch, keys and values per layer) -> prediction, like the latents.
@@ -53,8 +55,9 @@ class Trainer:
         predict: Predict,
         schedule: Schedule,
         settings: TrainSettings,
+        held_out: Samples | None = None,
     ) -> None:
-        """adapter: moved to the settings' device and changed in place."""
+        """adapter: moved to the settings' device and changed in place. held_out: judge it."""
         self.adapter = adapter.to(settings.device)
         self.samples, self.predict = samples, predict
         self.schedule, self.settings = schedule, settings
@@ -65,6 +68,8 @@ class Trainer:
         self.losses: list[float] = []
         self.studied = torch.empty(0, dtype=torch.float64)  # errors of the warm start before
         self.compared: list[tuple[int, float]] = []
+        self.validated: list[tuple[int, float]] = []
+        self.validation = None if held_out is None else Validation(held_out, schedule, settings)
         self.average: dict[str, Tensor] = {}
         if settings.average:
             self.average = {name: p.detach().clone() for name, p in self._named()}
@@ -110,7 +115,10 @@ class Trainer:
 
     def loss(self, draw: BatchDraw) -> Tensor:
         """Mean squared error of the UNet's prediction, a scalar with gradients."""
-        batch, settings = self._batch(draw), self.settings
+        return self._loss(draw, self._batch(draw))
+
+    def _loss(self, draw: BatchDraw, batch: Batch) -> Tensor:
+        settings = self.settings
         enabled = settings.dtype != torch.float32
         with torch.autocast(settings.device.type, settings.dtype, enabled=enabled):
             key_values = self.adapter(batch.features.float())
@@ -153,7 +161,15 @@ class Trainer:
             # The mean of the first steps, so that the start is soon forgotten.
             decay = min(self.settings.average, self.steps / (self.steps + 10))
             self.average[name].lerp_(parameter.detach(), 1 - decay)
+        if self.validation is not None and (self.steps == 1 or not self.steps % EVERY):
+            share = self.validation.share(partial(self._held_out_loss, self.validation.samples))
+            self.validated.append((self.steps, share))
         return loss
+
+    def _held_out_loss(self, samples: Samples, draw: BatchDraw, adapted: bool) -> float:
+        batch = samples.batch(draw.samples, draw.drop_image, draw.drop_text)
+        batch = batch.to(self.settings.device)
+        return float(self._loss(draw, batch) if adapted else self._error(batch, draw, ()))
 
     def _part(self) -> tuple[BatchDraw, float]:
         """One draw of a step and its loss, its gradient added."""
@@ -184,6 +200,7 @@ class Trainer:
             average={name: copied(tensor) for name, tensor in self.average.items()},
             compared=torch.tensor(self.compared, dtype=torch.float64).view(-1, 2),
             studied=self.studied,
+            validated=torch.tensor(self.validated, dtype=torch.float64).view(-1, 2),
         )
 
     def restore(self, state: TrainState) -> None:
@@ -203,8 +220,7 @@ class Trainer:
         self.generator.set_state(state.generator)
         self.queue = state.queue.clone()
         self.losses = state.losses.tolist()
-        compared: Any = state.compared.tolist()
-        self.compared = [(int(step), share) for step, share in compared]
+        self.compared, self.validated = _pairs(state.compared), _pairs(state.validated)
 
 
 class Steps(Protocol):
@@ -241,6 +257,12 @@ def train(stage: Steps, report: Callable[[int, float], bool]) -> str | None:
         if not report(stage.steps, loss):
             return f"Stopped after step {stage.steps} of {stage.total}."
     return None
+
+
+def _pairs(kept: Tensor) -> list[tuple[int, float]]:
+    """Steps and shares, from (n, 2)."""
+    rows: Any = kept.tolist()
+    return [(int(step), share) for step, share in rows]
 
 
 def _check_fits(weights: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> None:

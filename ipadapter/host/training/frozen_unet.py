@@ -29,6 +29,7 @@ from ...training.weighting import Prediction
 from ..bases.unet import read_layout
 from ..devices import kept_dtype
 from ..slots import text_attention
+from .checkpointing import recomputed
 
 
 class Precision(str, Enum):
@@ -191,9 +192,13 @@ def schedule_of(model: ModelPatcher) -> NoiseSchedule:
 
 @contextmanager
 def frozen_unet(
-    model: ModelPatcher, precision: Precision, latent_shape: Sequence[int]
+    model: ModelPatcher,
+    precision: Precision,
+    latent_shape: Sequence[int],
+    checkpointing: bool = False,
 ) -> Iterator[FrozenUNet]:
     """Load a MODEL, with room for gradients of (batch, channels, height, width) latents.
+    checkpointing: blocks are computed again for their gradients instead of kept.
 
     Inside, autograd works although the host runs nodes in inference mode.
     """
@@ -208,6 +213,7 @@ def frozen_unet(
         torch.inference_mode(False),
         torch.enable_grad(),
         _trackable(patcher.model.diffusion_model),
+        recomputed(patcher.model.diffusion_model if checkpointing else nn.Identity()),
     ):
         yield FrozenUNet(patcher, layout, dtype, schedule.sigmas)
 

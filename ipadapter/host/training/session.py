@@ -50,6 +50,7 @@ class Recipe:
     family: Family = Family.STANDARD
     num_tokens: int = 0
     precision: Precision = Precision.AUTO
+    checkpointing: bool = False
     settings: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
@@ -74,7 +75,8 @@ class Training:
             drawn = study_curve(state.studied.tolist(), self.warm_start, self.notice)
         else:
             compared = state.compared.tolist()
-            drawn = loss_curve(state.losses.tolist(), compared, self.steps, self.notice)
+            judged = state.validated.tolist()
+            drawn = loss_curve(state.losses.tolist(), compared, self.steps, self.notice, judged)
         picture = np.asarray(drawn)
         return torch.from_numpy(picture.copy()).float().div(255).unsqueeze(0)
 
@@ -96,7 +98,7 @@ def train_adapter(
     schedule = schedule_of(model)
     data = _samples(model, clip_vision, family.row.reads, sources)
     shape = (recipe.settings.batch_size, *data.latent_shape)
-    with frozen_unet(model, recipe.precision, shape) as unet:
+    with frozen_unet(model, recipe.precision, shape, recipe.checkpointing) as unet:
         settings = replace(recipe.settings, device=unet.device, dtype=unet.dtype)
         adapter = _adapter(unet, data, recipe, resume)
         base = FrozenBase(unet.predict, unet.observe, schedule)
@@ -168,7 +170,7 @@ class _Report:
 
 def _picture(stage: Stage) -> Image.Image:
     if isinstance(stage, Trainer):
-        return loss_curve(stage.losses, stage.compared, stage.total)
+        return loss_curve(stage.losses, stage.compared, stage.total, validated=stage.validated)
     return study_curve(stage.errors, stage.total)
 
 

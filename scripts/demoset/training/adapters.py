@@ -158,19 +158,6 @@ class DemoSamples:
         return self.make(self.domain.latents[samples], features, text)
 
 
-@dataclass(frozen=True, eq=False)
-class Chosen(DemoSamples):
-    """Some of the scenes, by number."""
-
-    rows: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(self, samples: Tensor, drop_image: Tensor, drop_text: Tensor) -> Any:
-        return super().batch(self.rows[samples], drop_image, drop_text)
-
-
 @torch.no_grad()
 def image_features(domain: data.Domain, count: int, weights: Path) -> dict[str, Tensor]:
     """Pooled (N, 256) and penultimate hidden (N, 65, 128) features in fp16, zero pixels' last."""
@@ -298,7 +285,7 @@ def study(adapter: Any, samples: DemoSamples, frozen: FrozenNarrow, options: Any
     """The pack's warm start, on the scenes whose caption tells one object by its shape."""
     core, trainer = pack_module("training.study"), pack_module("training.trainer")
     single = samples.domain.single
-    chosen = Chosen(**vars(samples), rows=single[single < len(samples)])
+    chosen = pack_module("training.data").Part(samples, single[single < len(samples)])
     settings = replace(settings_of(options), learning_rate=STUDY_RATE / core.RATE)
     stage = core.Study(adapter, chosen, frozen.observe, schedule(), settings)
     began = time.time()
