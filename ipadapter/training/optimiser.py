@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -56,7 +56,7 @@ def check_finite(loss: float, parameters: Iterable[Tensor]) -> None:
 
 
 @contextmanager
-def explained(what: str, step: int, settings: TrainSettings) -> Iterator[None]:
+def explained(what: str, step: int, settings: TrainSettings) -> Generator[None, None, None]:
     """Turn the errors of a step into StepFailed with the setting to change; others as they are."""
     try:
         yield

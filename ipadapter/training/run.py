@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .data import Samples, split
 from .recipe import Schedule, TrainSettings
+from .share import ALONE, Share
 from .state import TrainState
 from .study import Observe, Study
 from .trainable import TrainableAdapter
@@ -18,11 +19,13 @@ logger = logging.getLogger("ipadapter")
 
 @dataclass(frozen=True, eq=False)
 class FrozenBase:
-    """What a training asks of a base model; its sibling module on the host's side makes it."""
+    """What a training asks of a base model; its sibling module on the host's side makes it. share:
+    which of several processes this one is."""
 
     predict: Predict
     observe: Observe
     schedule: Schedule
+    share: Share = ALONE
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +54,7 @@ def run(
     samples, held_out = split(samples, settings.held_out)
     if _study_is_due(settings, state):
         if samples.tells:
-            study = Study(adapter, samples, base.observe, base.schedule, settings)
+            study = Study(adapter, samples, base.observe, base.schedule, settings, base.share)
             if state is not None:
                 study.restore(state)
             stopped = train(study, lambda _step, _error: report(study))
@@ -61,7 +64,7 @@ def run(
         else:
             notice = "No warm start: the captions do not tell the pictures apart."
             logger.warning(notice)
-    trainer = Trainer(adapter, samples, base.predict, base.schedule, settings, held_out)
+    trainer = Trainer(adapter, samples, base.predict, base.schedule, settings, held_out, base.share)
     if state is not None:
         trainer.restore(state)
     stopped = train(trainer, lambda _step, _loss: report(trainer))

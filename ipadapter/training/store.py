@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +23,7 @@ from torch import Tensor
 from ..adapters.cache import digest
 from ..errors import Problem
 from .data import Batch, Prompts, chosen_where, repeated
+from .share import ALONE, Share
 
 _BYTES = 20  # of a digest
 
@@ -100,21 +102,26 @@ class Store:
     def shape(self, key: str, name: str) -> tuple[int, ...]:
         """Shape of one of an entry's tensors, which is not read."""
         with safe_open(self.path(key), "pt") as file:
-            return tuple(file.get_slice(name).get_shape())
+            found: Any = file.get_slice(name).get_shape()
+            return tuple(found)
 
     def fill(
         self,
         keys: Sequence[str],
         make: Callable[[list[int]], list[dict[str, Tensor]]],
         at_a_time: int,
+        share: Share = ALONE,
     ) -> None:
-        """Let `make` compute what is missing, a few entries at a time; it is told their numbers."""
+        """Let `make` compute what is missing, a few entries at a time; it is told their numbers.
+        share: each of several processes makes its part, and waits for the others'."""
         first = {key: number for number, key in reversed(list(enumerate(keys)))}
-        missing = sorted(number for key, number in first.items() if not self.has(key))
+        mine = sorted(first.values())[share.rank :: share.world]
+        missing = [number for number in mine if not self.has(keys[number])]
         for start in range(0, len(missing), at_a_time):
             numbers = missing[start : start + at_a_time]
             for number, tensors in zip(numbers, make(numbers), strict=True):
                 self.put(keys[number], tensors)
+        share.mean(torch.zeros(()))
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,8 @@ class StoredSet:
 
     def batch(self, samples: Tensor, drop_image: Tensor, drop_text: Tensor) -> Batch:
         """Samples by number, with what is dropped replaced."""
-        rows = [self.rows[number] for number in samples.tolist()]
+        numbers: Any = samples.tolist()
+        rows = [self.rows[number] for number in numbers]
         latents = torch.cat([self.store.get(row.latents)["latents"] for row in rows])
         features = torch.cat([self.store.get(row.features)["features"] for row in rows])
         texts = [self.store.get(row.text) for row in rows]

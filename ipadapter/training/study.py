@@ -32,6 +32,7 @@ from .optimiser import (
     restore_moments,
 )
 from .recipe import BatchDraw, Schedule, TrainSettings
+from .share import ALONE, Share
 from .state import TrainState
 from .trainable import TrainableAdapter
 
@@ -55,15 +56,15 @@ class Lesson:
     nothing: Tensor
     heads: int
 
-    def error(self, image: KeyValue) -> Tensor:
+    def error(self, image: KeyValue, share: Share = ALONE) -> Tensor:
         """Squared error of the image attention, as a share of what there is to learn; a scalar, 0
-        where the caption adds nothing."""
+        where the caption adds nothing. share: of how many processes' samples."""
         query, text, nothing = (part.float() for part in (self.query, self.text, self.nothing))
         added = text - nothing
         key, value = image.key.float(), image.value.float()
         error = (image_attention(query, key, value, self.heads) - added).square().mean()
-        power = added.square().mean()
-        something = power > _NOTHING * text.square().mean()
+        power, whole = share.mean(torch.stack((added.square().mean(), text.square().mean())))
+        something = power > _NOTHING * whole
         return error * something / power.where(something, torch.ones_like(power))
 
 
@@ -83,8 +84,12 @@ class Study:
         observe: Observe,
         schedule: Schedule,
         settings: TrainSettings,
+        share: Share = ALONE,
     ) -> None:
-        """adapter: moved to the settings' device and changed in place."""
+        """adapter: moved to the settings' device and changed in place. share: this process's part,
+        of several."""
+        share.check(settings.batch_size)
+        self.share = share
         self.adapter = adapter.to(settings.device)
         self.samples, self.observe = samples, observe
         self.schedule, self.settings = schedule, settings
@@ -126,20 +131,20 @@ class Study:
         images = self.adapter(batch.features.float())
         leaves = [_leaf(image) for image in images]
         errors: list[Tensor] = [torch.zeros(())] * len(leaves)
-        share = 1 / (len(leaves) * settings.accumulation)
+        part = 1 / (len(leaves) * settings.accumulation * self.share.world)
 
         def learn(layer: int, lesson: Lesson) -> None:
             # At once, so that no more than one layer's activations are held.
             with torch.enable_grad(), torch.autocast(settings.device.type, enabled=False):
-                error = lesson.error(leaves[layer])
-                (error * share).backward()
+                error = lesson.error(leaves[layer], self.share)
+                (error * part).backward()
             errors[layer] = error.detach()
 
         noisy = self.schedule.noisy(batch.latents.float(), noise, timesteps)
         with torch.no_grad():
             self.observe(noisy, timesteps, batch, self.samples.empty_text, learn)
         _pass_on(images, leaves)
-        return torch.stack([error.cpu() for error in errors]).tolist()
+        return self.share.mean(torch.stack([error.cpu() for error in errors])).tolist()
 
     def step(self) -> float:
         """One optimiser step; returns the mean of the layers' errors.
@@ -150,7 +155,9 @@ class Study:
         self.optimizer.zero_grad(set_to_none=True)
         try:
             with explained("The warm start", self.steps + 1, self.settings):
-                parts = [self.gradients(self.draw()) for _ in range(self.settings.accumulation)]
+                draws = [self.draw() for _ in range(self.settings.accumulation)]
+                parts = [self.gradients(self.share.of(draw)) for draw in draws]
+                self.share.add_gradients(list(self.adapter.parameters()))
                 error = sum(sum(part) / len(part) for part in parts) / len(parts)
                 check_finite(error, self.adapter.parameters())
         except Exception:
@@ -173,7 +180,7 @@ class Study:
         """A copy of where the training stands: before the recipe's first step."""
         return TrainState(
             {name: copied(p) for name, p in self.adapter.named_parameters()},
-            **moments_of(self.optimizer, self.adapter),
+            *moments_of(self.optimizer, self.adapter).values(),
             generator=self.generator.get_state(),
             queue=torch.empty(0, dtype=torch.int64),
             losses=torch.empty(0, dtype=torch.float64),

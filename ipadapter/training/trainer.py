@@ -31,6 +31,7 @@ from .optimiser import (
     restore_moments,
 )
 from .recipe import BatchDraw, Schedule, TrainSettings
+from .share import ALONE, Share
 from .state import TrainState
 from .trainable import TrainableAdapter
 from .validation import EVERY, Validation
@@ -56,8 +57,12 @@ class Trainer:
         schedule: Schedule,
         settings: TrainSettings,
         held_out: Samples | None = None,
+        share: Share = ALONE,
     ) -> None:
-        """adapter: moved to the settings' device and changed in place. held_out: judge it."""
+        """adapter: moved to the settings' device and changed in place. held_out: judge it. share:
+        this process's part, of several."""
+        share.check(settings.batch_size)
+        self.share = share
         self.adapter = adapter.to(settings.device)
         self.samples, self.predict = samples, predict
         self.schedule, self.settings = schedule, settings
@@ -173,19 +178,20 @@ class Trainer:
 
     def _part(self) -> tuple[BatchDraw, float]:
         """One draw of a step and its loss, its gradient added."""
-        draw = self.draw()
+        draw = self.share.of(self.draw())
         loss = self.loss(draw)
-        (loss / self.settings.accumulation).backward()
-        return draw, float(loss.detach())
+        (loss / self.settings.accumulation / self.share.world).backward()
+        return draw, float(self.share.mean(loss))
 
     def _backward(self) -> float:
         parts = [self._part() for _ in range(self.settings.accumulation)]
         total = sum(loss / len(parts) for _, loss in parts)
         draw, last = parts[-1]
+        self.share.add_gradients(list(self.adapter.parameters()))
         check_finite(total, self.adapter.parameters())
         if self.steps % COMPARE_EVERY == 0:
             with torch.no_grad():
-                without = self._error(self._batch(draw), draw, ())
+                without = self.share.mean(self._error(self._batch(draw), draw, ()))
             self.compared.append((self.steps + 1, float(last / without)))
         return total
 
@@ -193,7 +199,7 @@ class Trainer:
         """A copy of where the training stands, on the CPU."""
         return TrainState(
             {name: copied(p) for name, p in self._named()},
-            **moments_of(self.optimizer, self.adapter),
+            *moments_of(self.optimizer, self.adapter).values(),
             generator=self.generator.get_state(),
             queue=self.queue.clone(),
             losses=torch.tensor(self.losses, dtype=torch.float64),

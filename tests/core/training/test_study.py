@@ -2,79 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from support.references.toy_training import (
+    WIDTHS,
+    attend,
+    lessons,
+    new_adapter,
+    observe,
+    predict,
+    samples,
+)
 from torch import Tensor
 
-from ipadapter.adapters.families import Family
-from ipadapter.attention.folding import KeyValue
-from ipadapter.training.data import Batch, Prompts, TrainingSet
+from ipadapter.training.data import TrainingSet
 from ipadapter.training.optimiser import StepFailed
 from ipadapter.training.recipe import NoiseSchedule, TrainSettings
 from ipadapter.training.run import FrozenBase, Outcome, run
 from ipadapter.training.state import TrainState
-from ipadapter.training.study import Learn, Lesson, Study
-from ipadapter.training.trainable import ProjectorPlan, TrainableAdapter
+from ipadapter.training.study import Study
 from ipadapter.training.trainer import Trainer, train
 
-EMBED, TOKEN, WIDTHS, HEADS = 12, 16, (8, 16), 2
 SETTINGS = TrainSettings(steps=6, batch_size=4, learning_rate=1e-3, seed=5, warm_start=10)
 SCHEDULE = NoiseSchedule(torch.linspace(0.03, 14, 1000))
-
-
-def rand(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-TEXT = [(rand(w, TOKEN, seed=w), rand(w, TOKEN, seed=w + 1)) for w in WIDTHS]
-QUERIES = [rand(w, 4, seed=w + 2) for w in WIDTHS]
-
-
-def samples(count: int = 7) -> TrainingSet:
-    """Pictures whose features say what their captions say."""
-    said = rand(count, EMBED, seed=1)
-    states = (said @ rand(EMBED, 3 * TOKEN, seed=2)).view(count, 3, TOKEN)
-    prompts = Prompts(states, rand(1, 3, TOKEN, seed=4))
-    return TrainingSet(rand(count, 4, 4, 4, seed=3), said, torch.zeros(1, EMBED), prompts)
-
-
-def new_adapter() -> TrainableAdapter:
-    plan = ProjectorPlan(Family.STANDARD, EMBED, TOKEN)
-    return TrainableAdapter.create(plan, TEXT, torch.Generator().manual_seed(0))
-
-
-def softmax_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """(samples, length, width), head by head."""
-    out = []
-    for q, k, v in zip(*(t.chunk(HEADS, -1) for t in (query, key, value)), strict=True):
-        out.append((q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1) @ v)
-    return torch.cat(out, -1)
-
-
-def lessons(noisy: Tensor, text: Tensor, empty: Tensor) -> list[Lesson]:
-    found = []
-    for query_weight, (key, value) in zip(QUERIES, TEXT, strict=True):
-        query = noisy.flatten(2).transpose(1, 2) @ query_weight.T
-        drawn = [
-            softmax_attention(query, words @ key.T, words @ value.T)
-            for words in (text, empty.expand(len(text), -1, -1))
-        ]
-        found.append(Lesson(query, *drawn, HEADS))
-    return found
-
-
-def observe(noisy: Tensor, timesteps: Tensor, batch: Batch, empty: Tensor, learn: Learn) -> None:
-    for number, lesson in enumerate(lessons(noisy, batch.text, empty)):
-        learn(number, lesson)
-
-
-def predict(noisy: Tensor, timesteps: Tensor, batch: Batch, images: Sequence[KeyValue]) -> Tensor:
-    image = sum((kv.key * kv.value).mean((1, 2)) for kv in images)
-    return noisy + (image + batch.text.mean((1, 2))).view(-1, 1, 1, 1)
 
 
 def study(settings: TrainSettings = SETTINGS, observe: Any = observe) -> Study:
@@ -121,7 +74,7 @@ def test_a_steps_gradient_is_that_of_the_plain_formula(accumulation: int) -> Non
             strict=True,
         ):
             wanted = lesson.text - lesson.nothing
-            found = softmax_attention(lesson.query, image.key, image.value)
+            found = attend(lesson.query, image.key, image.value)
             total = total + (found - wanted).square().mean() / wanted.square().mean()
     total = total / len(WIDTHS) / accumulation
     total.backward()
