@@ -144,7 +144,7 @@ class Study:
         with torch.no_grad():
             self.observe(noisy, timesteps, batch, self.samples.empty_text, learn)
         _pass_on(images, leaves)
-        return self.share.mean(torch.stack([error.cpu() for error in errors])).tolist()
+        return self.share.mean(torch.stack(errors)).tolist()
 
     def step(self) -> float:
         """One optimiser step; returns the mean of the layers' errors.

@@ -138,7 +138,9 @@ def test_a_lost_entry_alone_is_made_again(bench: Bench, monkeypatch: pytest.Monk
     for path in files[::2]:
         path.write_bytes(path.read_bytes()[:-3])
     counts = bench.counted(monkeypatch)
-    assert same(bench.train(), whole)
+    again = bench.train()  # in other company, so that the encoders' sums are rounded otherwise
+    for name, weight in whole.weights.items():
+        torch.testing.assert_close(again.weights[name], weight, rtol=1e-3, atol=1e-4)
     assert 0 < counts["vae"] + counts["vision"] + bench.clip.calls <= 9
 
 
@@ -159,6 +161,7 @@ def change_clip(bench: Bench) -> None:
 
 
 def change_encoder(bench: Bench) -> None:
+    bench.vision = tiny_clip_vision()
     weights = bench.vision.model.state_dict()
     with torch.no_grad():
         next(value for key, value in weights.items() if "proj" in key).mul_(1.01)

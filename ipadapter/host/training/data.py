@@ -19,6 +19,7 @@ from ...errors import Problem
 from ...pictures.images import Interpolation, as_rgb, crop_square, resize
 from ...training.data import Prompts, TrainingSet, same_length
 from ...training.folder import PictureFolder, read_folder
+from ...training.share import ALONE, Share
 from ...training.store import Store, digest_of
 from ..bases.unet import read_layout
 from ..encode import encode, encode_nothing, input_of
@@ -50,7 +51,7 @@ class Pictures:
 
 @dataclass(frozen=True, eq=False)
 class TrainingInputs:
-    """The optional sockets of the training node."""
+    """The optional sockets of the training node. share: which of several processes this one is."""
 
     pictures: Pictures
     resolution: int = 512
@@ -60,6 +61,7 @@ class TrainingInputs:
     conditioning: Conditioning | None = None
     empty: Conditioning | None = None
     store: Store | None = None
+    share: Share = ALONE
 
 
 def folder_names() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -87,8 +88,9 @@ def train_adapter(
     sources: TrainingInputs,
     recipe: Recipe,
     resume: Adapter | None = None,
+    watch: Callable[[Stage], None] = lambda _stage: None,
 ) -> Training:
-    """Train, until the steps are done or the user interrupts."""
+    """Train, until the steps are done or the user interrupts. watch: sees every step."""
     family = recipe.family if resume is None else resume.spec.family
     state = None if resume is None else state_of(resume)
     if resume is not None and state is None:
@@ -101,8 +103,8 @@ def train_adapter(
     with frozen_unet(model, recipe.precision, shape, recipe.checkpointing) as unet:
         settings = replace(recipe.settings, device=unet.device, dtype=unet.dtype)
         adapter = _adapter(unet, data, recipe, resume)
-        base = FrozenBase(unet.predict, unet.observe, schedule)
-        outcome = run(adapter, data, base, settings, _Report(settings, state), state)
+        base = FrozenBase(unet.predict, unet.observe, schedule, sources.share)
+        outcome = run(adapter, data, base, settings, _Report(settings, state, watch), state)
     return _finished(outcome, recipe, unet)
 
 
@@ -147,7 +149,10 @@ def _adapter(
 class _Report:
     """Progress bar, preview of the loss, and whether to go on."""
 
-    def __init__(self, settings: TrainSettings, state: TrainState | None) -> None:
+    def __init__(
+        self, settings: TrainSettings, state: TrainState | None, watch: Callable[[Stage], None]
+    ) -> None:
+        self.watch = watch
         studied = 0 if state is None else len(state.studied)
         self.before = max(studied, settings.warm_start if state is None or state.in_study else 0)
         self.total = self.before + settings.steps
@@ -161,6 +166,7 @@ class _Report:
             preview = ("JPEG", _picture(stage), None)
         done = stage.steps + (self.before if isinstance(stage, Trainer) else 0)
         self.bar.update_absolute(done, self.total, preview)
+        self.watch(stage)
         try:
             comfy.model_management.throw_exception_if_processing_interrupted()
         except comfy.model_management.InterruptProcessingException:

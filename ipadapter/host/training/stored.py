@@ -81,7 +81,7 @@ def _latents(
         check_latents(model, tuple(found.shape), "VAE")
         return [{"latents": _finite(one, "latents")} for one in found.split(1)]
 
-    kept.fill(keys, make, _AT_A_TIME)
+    kept.fill(keys, make, _AT_A_TIME, sources.share)
     check_latents(model, kept.shape(keys[0], "latents"), "VAE")
     return keys
 
@@ -104,7 +104,7 @@ def _features(
         found = plain(encode(clip_vision, torch.cat(images), source))
         return [{"features": _finite(one, "image features")} for one in found.split(1)]
 
-    kept.fill(keys, make, _AT_A_TIME)
+    kept.fill(keys, make, _AT_A_TIME, sources.share)
     first = kept.get(keys[0])["features"]
     return keys, plain(encode_nothing(clip_vision, first, source))
 
@@ -127,7 +127,7 @@ def _texts(
         comfy.model_management.throw_exception_if_processing_interrupted()
         return [_text(model, sources.clip, (*captions, "")[number], size) for number in numbers]
 
-    kept.fill(keys, make, _AT_A_TIME)
+    kept.fill(keys, make, _AT_A_TIME, sources.share)
     lengths = {kept.shape(key, "states")[1] for key in keys}
     nothing = kept.get(keys[-1])
     check_text(read_layout(model), nothing["states"].shape[-1])
