@@ -37,6 +37,7 @@ from ..encode import require_head
 from ..loaders import ADAPTERS
 from .data import TrainingInputs, training_set
 from .frozen_unet import FrozenUNet, Precision, frozen_unet, schedule_of
+from .memory import check_fits, need_of
 from .stored import can_be_stored, stored_set
 
 logger = logging.getLogger("ipadapter")
@@ -103,6 +104,8 @@ def train_adapter(
     with frozen_unet(model, recipe.precision, shape, recipe.checkpointing) as unet:
         settings = replace(recipe.settings, device=unet.device, dtype=unet.dtype)
         adapter = _adapter(unet, data, recipe, resume)
+        need = need_of(unet, adapter, settings, data.latent_shape, recipe.checkpointing)
+        check_fits(need, unet, recipe.checkpointing)
         base = FrozenBase(unet.predict, unet.observe, schedule, sources.share)
         outcome = run(adapter, data, base, settings, _Report(settings, state, watch), state)
     return _finished(outcome, recipe, unet)
