@@ -19,7 +19,9 @@ from ..files.paths import inside
 from ..host.training.data import NO_FOLDER, TrainingInputs, folder_names, input_folder, pictures_of
 from ..host.training.frozen_unet import Precision
 from ..host.training.session import Folder, Recipe, save_adapter, save_roots, train_adapter
+from ..host.training.stored import store
 from ..training.recipe import TrainSettings
+from ..training.weighting import Weighting
 from . import inputs
 
 
@@ -165,12 +167,77 @@ def _optional_inputs() -> list[io.Input]:
     ]
 
 
-def _settings(given: Mapping[str, Any]) -> TrainSettings:
+def _later_inputs() -> list[io.Input]:
+    """Inputs that came after the first version: last, so that older files keep their order."""
+    return [
+        io.Int.Input(
+            "warm_start",
+            default=500,
+            min=0,
+            max=1_000_000,
+            optional=True,
+            tooltip="Steps before the training in which every layer learns from the picture what "
+            "its caption would tell it. Quick, and it saves many steps where captions describe "
+            "the pictures. 0: none. Not used when resume_from has trained already.",
+        ),
+        io.Combo.Input(
+            "loss_weighting",
+            options=[weighting.value for weighting in Weighting],
+            optional=True,
+            tooltip="What counts. plain: the paper's, every noise level alike. min-SNR: the last, "
+            "fine steps less. picture: layout and shapes more; for few pictures and short "
+            "trainings.",
+        ),
+        io.Boolean.Input(
+            "keep_encoded",
+            default=True,
+            optional=True,
+            tooltip="Keep what the encoders make of pictures and captions on disk, in the folder "
+            "ipadapter_encoded of ComfyUI's output: a second run begins at once, and large sets "
+            "need no memory. Not used with latent or conditioning.",
+        ),
+        *_watching_inputs(),
+    ]
+
+
+def _watching_inputs() -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "held_out",
+            default=0.05,
+            min=0.0,
+            max=0.5,
+            step=0.01,
+            optional=True,
+            tooltip="Share of the pictures that are not trained on. The green line of loss_curve "
+            "tells how the adapter does on them: where it rises, training has gone on too long.",
+        ),
+        io.Float.Input(
+            "average",
+            default=0.0,
+            min=0.0,
+            max=0.99999,
+            step=0.00001,
+            optional=True,
+            tooltip="The result is a running mean of the weights, which is steadier: usually "
+            "0.999, 0.9999 for more than 10 000 steps. 0: the last weights.",
+        ),
+        io.Boolean.Input(
+            "checkpointing",
+            default=False,
+            optional=True,
+            tooltip="Compute parts of the UNet twice instead of keeping them: a step takes a "
+            "third longer and needs a fraction of the memory. The result is the same.",
+        ),
+    ]
+
+
+def _settings(given: Mapping[str, Any], loss_weighting: str) -> TrainSettings:
     plain: dict[str, Any] = {
         name: (whole_number if isinstance(getattr(_RECIPE, name), int) else number)(value, name)
         for name, value in given.items()
     }
-    return TrainSettings(**plain)
+    return TrainSettings(**plain, weighting=chosen(Weighting, loss_weighting, "loss_weighting"))
 
 
 class IPAdapterTrain(io.ComfyNode):
@@ -192,6 +259,7 @@ class IPAdapterTrain(io.ComfyNode):
                 *_recipe_inputs(),
                 *_picture_inputs(),
                 *_optional_inputs(),
+                *_later_inputs(),
             ],
             outputs=[
                 inputs.IPAdapterWire.Output(display_name="IPADAPTER"),
@@ -227,18 +295,23 @@ class IPAdapterTrain(io.ComfyNode):
         conditioning: Any = None,
         empty_conditioning: Any = None,
         resume_from: Any = None,
+        loss_weighting: str = Weighting.PLAIN.value,
+        keep_encoded: bool = False,
+        checkpointing: bool = False,
         **settings: Any,
     ) -> io.NodeOutput:
         recipe = Recipe(
             chosen(Family, family, "family"),
             whole_number(num_tokens, "num_tokens"),
             chosen(Precision, precision, "precision"),
-            _settings(settings),
+            checkpointing,
+            _settings(settings, loss_weighting),
         )
-        pictures = pictures_of(images, image_folder, captions, skip_unreadable)
+        kept = store() if keep_encoded else None
+        pictures = pictures_of(images, image_folder, captions, skip_unreadable, kept)
         side = whole_number(resolution, "resolution")
         sources = TrainingInputs(
-            pictures, side, latent, vae, clip, conditioning, empty_conditioning
+            pictures, side, latent, vae, clip, conditioning, empty_conditioning, kept
         )
         resume = None if resume_from is None else loaded_adapter(resume_from).adapter
         training = train_adapter(model, clip_vision, sources, recipe, resume)

@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 640, 360
 _LEFT, _TOP, _RIGHT, _BOTTOM = 66, 84, 72, 36
 # For the dark nodes that it is shown on, at about half its size.
 _PAPER, _INK, _GRID, _ALARM = "#1b1d21", "#d5dae1", "#41464e", "#ff8a80"
-_FAINT, _STRONG, _SHARE = "#35618f", "#6db3ff", "#ffb057"
+_FAINT, _STRONG, _SHARE, _UNSEEN = "#35618f", "#6db3ff", "#ffb057", "#8ddb8c"
 _LETTERS = ImageFont.load_default(20)
 _SMALL = ImageFont.load_default(17)
 
@@ -21,31 +21,62 @@ def loss_curve(
     compared: Sequence[Sequence[float]],
     steps: int,
     notice: str = "",
+    validated: Sequence[Sequence[float]] = (),
 ) -> Image.Image:
     """Each loss faint, their running mean strong, over `steps` steps. `notice`: below the title.
 
     compared: now and then a step, and its loss as a share of the loss without the adapter: what the
     adapter does, free of how hard each step's draw is. Drawn with an axis of its own, on the right.
+    validated: the same of pictures that are not trained on.
     """
-    picture = Image.new("RGB", (WIDTH, HEIGHT), _PAPER)
-    pen = ImageDraw.Draw(picture)
     smooth, shares = running_mean(losses), running_mean([share for _, share in compared])
     last = f", mean of the last {min(len(losses), _window(losses))}: {smooth[-1]:.4f}"
     share = f", now {shares[-1]:.1%}" if compared else ""
+    unseen = [share for _, share in validated]
+    judged = f"of pictures held out, now {unseen[-1]:.1%}" if unseen else ""
     lines = (
         (f"loss, {len(losses)} of {steps} steps{last if losses else ''}", _STRONG),
         (f"share of the loss without the adapter{share}", _SHARE),
-        (_fitting(notice), _ALARM),
+        (notice, _ALARM) if notice else (judged, _UNSEEN),
     )
-    for row, (line, colour) in enumerate(lines):
-        pen.text((10, 4 + 25 * row), line, colour, _LETTERS)
-    every, low_high = range(1, len(losses) + 1), _range(losses)
-    _axes(pen, steps, low_high, _range(shares if compared else [1.0]))
-    for values, colour, width in ((losses, _FAINT, 1), (smooth, _STRONG, 4)):
-        _line(pen, zip(every, values, strict=False), steps, low_high, (colour, width))
+    picture, pen = _paper(lines)
+    right = _range([*shares, *unseen] if compared else [1.0])
+    _axes(pen, steps, _range(losses), right)
+    _falling(pen, losses, steps)
     numbers = [step for step, _ in compared]
-    _line(pen, zip(numbers, shares, strict=False), steps, _range(shares), (_SHARE, 4))
+    _line(pen, zip(numbers, shares, strict=False), steps, right, (_SHARE, 4))
+    _line(pen, [(step, share) for step, share in validated], steps, right, (_UNSEEN, 4))
     return picture
+
+
+def study_curve(errors: Sequence[float], steps: int, notice: str = "") -> Image.Image:
+    """The errors of a warm start, each a share of what there is to learn."""
+    now = f", now {running_mean(errors)[-1]:.1%}" if errors else ""
+    lines = (
+        (f"warm start, {len(errors)} of {steps} steps", _STRONG),
+        (f"share of the captions that the adapter misses{now}", _STRONG),
+        (notice, _ALARM),
+    )
+    picture, pen = _paper(lines)
+    _axes(pen, steps, _range(errors), _range(errors))
+    _falling(pen, errors, steps)
+    return picture
+
+
+def _paper(lines: Iterable[tuple[str, str]]) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """An empty picture under some lines of text, with their colours."""
+    picture = Image.new("RGB", (WIDTH, HEIGHT), _PAPER)
+    pen = ImageDraw.Draw(picture)
+    for row, (line, colour) in enumerate(lines):
+        pen.text((10, 4 + 25 * row), _fitting(line), colour, _LETTERS)
+    return picture, pen
+
+
+def _falling(pen: ImageDraw.ImageDraw, values: Sequence[float], steps: int) -> None:
+    """Each value faint, their running mean strong."""
+    every = range(1, len(values) + 1)
+    for heights, colour, width in ((values, _FAINT, 1), (running_mean(values), _STRONG, 4)):
+        _line(pen, zip(every, heights, strict=False), steps, _range(values), (colour, width))
 
 
 _Range = tuple[float, float]

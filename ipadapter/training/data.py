@@ -44,6 +44,16 @@ class Samples(Protocol):
         """(channels, height, width)"""
         ...
 
+    @property
+    def empty_text(self) -> Tensor:
+        """(1, length, width), what stands for a dropped text."""
+        ...
+
+    @property
+    def tells(self) -> bool:
+        """Whether captions tell the pictures apart, so that a warm start can learn from them."""
+        ...
+
     def batch(self, samples: Tensor, drop_image: Tensor, drop_text: Tensor) -> Batch:
         """Samples by number, (n,); flags, (n,), say whose image or text is dropped."""
         ...
@@ -64,10 +74,10 @@ class Prompts:
 
     def pick(self, samples: Tensor, drop: Tensor) -> tuple[Tensor, Tensor | None]:
         """States and vectors of some samples, the empty prompt where `drop` says so."""
-        states = _where(drop, self.empty, _rows(self.states, samples))
+        states = chosen_where(drop, self.empty, _rows(self.states, samples))
         if self.vectors is None or self.empty_vectors is None:
             return states, None
-        return states, _where(drop, self.empty_vectors, _rows(self.vectors, samples))
+        return states, chosen_where(drop, self.empty_vectors, _rows(self.vectors, samples))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,31 +123,97 @@ class TrainingSet:
         """(channels, height, width)"""
         return tuple(self.latents.shape[1:])
 
+    @property
+    def feature_width(self) -> int:
+        """Last dimension of the image features."""
+        return self.features.shape[-1]
+
+    @property
+    def empty_text(self) -> Tensor:
+        """(1, length, width), what stands for a dropped text."""
+        return self.prompts.empty
+
+    @property
+    def tells(self) -> bool:
+        """Whether captions tell the pictures apart, so that a warm start can learn from them."""
+        return bool((self.prompts.states != self.prompts.states[:1]).any())
+
     def batch(self, samples: Tensor, drop_image: Tensor, drop_text: Tensor) -> Batch:
         """Samples by number, with what is dropped replaced."""
-        features = _where(drop_image, self.no_features, self.features[samples])
+        features = chosen_where(drop_image, self.no_features, self.features[samples])
         return Batch(self.latents[samples], features, *self.prompts.pick(samples, drop_text))
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some samples of a set. rows: their numbers, (n,)."""
+
+    whole: Samples
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, height, width)"""
+        return self.whole.latent_shape
+
+    @property
+    def empty_text(self) -> Tensor:
+        """(1, length, width), what stands for a dropped text."""
+        return self.whole.empty_text
+
+    @property
+    def tells(self) -> bool:
+        """Whether captions tell the pictures apart, so that a warm start can learn from them."""
+        return self.whole.tells
+
+    def batch(self, samples: Tensor, drop_image: Tensor, drop_text: Tensor) -> Batch:
+        """Samples by their number in this part."""
+        return self.whole.batch(self.rows[samples], drop_image, drop_text)
+
+
+def split(samples: Samples, share: float) -> tuple[Samples, Samples | None]:
+    """Samples to train on, and those that are held out to judge by: a share of them, none where
+    that is less than one. The same ones whatever the seed, so that a run that goes on, or another
+    recipe, is judged by pictures it has not seen."""
+    count = int(len(samples) * share)
+    if not count:
+        return samples, None
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
+    return Part(samples, order[count:].sort().values), Part(samples, order[:count].sort().values)
 
 
 def same_length(states: Sequence[Tensor]) -> list[Tensor]:
     """Repeat text states, (rows, length, width) each, to one length; attention over whole copies
     gives the same result."""
-    length = math.lcm(*(state.shape[1] for state in states))
-    longest = max(state.shape[1] for state in states)
-    if length > 8 * longest:
-        found = ", ".join(str(size) for size in sorted({state.shape[1] for state in states}))
+    length = common_length({state.shape[1] for state in states})
+    return [repeated(state, length) for state in states]
+
+
+def repeated(states: Tensor, length: int) -> Tensor:
+    """Text states, (rows, shorter, width), as copies behind one another."""
+    return states.repeat(1, length // states.shape[1], 1)
+
+
+def common_length(lengths: set[int]) -> int:
+    """Tokens that whole copies of all texts have. ValueError where that is very long."""
+    length = math.lcm(*lengths)
+    if length > 8 * max(lengths):
+        found = ", ".join(str(size) for size in sorted(lengths))
         raise Problem.TRAINING_DATA(
             f"The captions have {found} text tokens, which fit no common length: encode all of "
             "them with the same CLIP, without averaging or concatenating."
         )
-    return [state.repeat(1, length // state.shape[1], 1) for state in states]
+    return length
 
 
 def _rows(tensor: Tensor, samples: Tensor) -> Tensor:
     return tensor[samples if len(tensor) > 1 else torch.zeros_like(samples)]
 
 
-def _where(drop: Tensor, nothing: Tensor, something: Tensor) -> Tensor:
+def chosen_where(drop: Tensor, nothing: Tensor, something: Tensor) -> Tensor:
     """`nothing`, (1, ...), in the rows that are dropped."""
     flags = drop.view(-1, *[1] * (something.ndim - 1)).to(something.device)
     return torch.where(flags, nothing.to(something), something)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import Enum
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import Problem
+from .weighting import MIN_SNR, Prediction, Weighting, weights
 
-
-class Prediction(str, Enum):
-    """What the UNet predicts."""
-
-    EPS = "noise"
-    V = "velocity"
+_MOST_HELD_OUT = 0.5
+EARLY_POWER = 0.6  # timesteps as u^0.6 of all
 
 
 @dataclass(frozen=True)
@@ -26,9 +23,11 @@ class TrainSettings:
     steps: optimiser steps in all, those of a resumed run included. accumulation: batches per step.
     drop_*: how often only the image, only the text, or both are replaced by nothing. noise_offset:
     share of noise that is the same over a whole channel. average: decay of a running mean of the
-    weights, which is then the result; 0 for none. min_snr: weigh errors by min(SNR, min_snr) / SNR
-    (arXiv 2303.09556), so that the noisy timesteps, where an image prompt decides most, count for
-    more; 0 for the paper's plain error. dtype: what the adapter computes in; its weights stay fp32.
+    weights, which is then the result; 0 for none. weighting: what counts at each noise level
+    (`weighting.py`); min_snr: of min-SNR, which a number chooses too; 0 for its usual value.
+    warm_start: steps of study before (`study.py`). held_out: share of the pictures that are not
+    trained on and judge it (`validation.py`). dtype: what the adapter computes in; its weights stay
+    fp32.
     """
 
     steps: int = 1000
@@ -42,7 +41,10 @@ class TrainSettings:
     drop_both: float = 0.05
     noise_offset: float = 0.0
     average: float = 0.0
+    weighting: Weighting = Weighting.PLAIN
     min_snr: float = 0.0
+    warm_start: int = 0
+    held_out: float = 0.0
     dtype: torch.dtype = torch.float32
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
 
@@ -64,8 +66,46 @@ class TrainSettings:
             raise Problem.BAD_VALUE(
                 f"min_snr is {self.min_snr}: expected 0 (none) or above, usually 5."
             )
+        if self.warm_start < 0:
+            raise Problem.BAD_VALUE(
+                f"warm_start is {self.warm_start}: expected 0 (none) or more steps."
+            )
+        if not 0 <= self.held_out <= _MOST_HELD_OUT:
+            raise Problem.BAD_VALUE(
+                f"held_out is {self.held_out}: expected a share of 0 (none) to {_MOST_HELD_OUT}."
+            )
         if not 0 <= self.average < 1:
             raise Problem.BAD_VALUE(f"average is {self.average}: expected 0 (none) to below 1.")
+
+    @property
+    def counts(self) -> Weighting:
+        """What counts at each noise level."""
+        return Weighting.MIN_SNR if self.min_snr else self.weighting
+
+
+class Schedule(Protocol):
+    """Noise levels of a base, and what it predicts at them: noise or velocity at numbered timesteps
+    (`NoiseSchedule`), or a flow (`flow.py`)."""
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random timesteps of a batch, (count,)."""
+        ...
+
+    def early(self, shares: Tensor) -> Tensor:
+        """Timesteps (n,) from random numbers of 0 to 1, the noisy ones more often."""
+        ...
+
+    def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor, /) -> Tensor:
+        """Latents with noise added, as the base sees them."""
+        ...
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor, /) -> Tensor:
+        """What the base should predict."""
+        ...
+
+    def weights(self, timesteps: Tensor, min_snr: float, weighting: Weighting, /) -> Tensor:
+        """Weight of each sample's error (n,)."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,19 +121,26 @@ class NoiseSchedule:
         signal = (1 + sigmas.square()).rsqrt()
         return signal, sigmas * signal
 
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random timesteps of a batch, (count,)."""
+        return torch.randint(len(self.sigmas), (count,), generator=generator)
+
+    def early(self, shares: Tensor) -> Tensor:
+        """Timesteps (n,) from random numbers of 0 to 1, the noisy ones more often: one in ten below
+        a quarter."""
+        return (len(self.sigmas) * shares**EARLY_POWER).long()
+
     def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Latents with noise added, of unit variance."""
         signal, amount = self.amounts(timesteps)
         return signal * latents + amount * noise
 
-    def weights(self, timesteps: Tensor, min_snr: float) -> Tensor:
-        """Weight of each sample's error (n,), for `TrainSettings.min_snr`. As in
-        https://github.com/huggingface/diffusers/blob/58eb52c0803ea9af3abec60841c2a093bdf1f951/examples/text_to_image/train_text_to_image.py#L1025-L1035
-        """
+    def weights(
+        self, timesteps: Tensor, min_snr: float, weighting: Weighting = Weighting.MIN_SNR
+    ) -> Tensor:
+        """Weight of each sample's error (n,)."""
         signal, amount = (part.flatten() for part in self.amounts(timesteps))
-        snr = (signal / amount).square()
-        offset = 1 if self.prediction is Prediction.V else 0
-        return snr.clamp(max=min_snr) / (snr + offset)
+        return weights((signal / amount).square(), self.prediction, weighting, min_snr or MIN_SNR)
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the UNet should predict."""

@@ -29,7 +29,9 @@ class TrainState:
     weights, exp_avg, exp_avg_sq, average: by parameter name, fp32; the moments are AdamW's, the
     average is empty where none is kept. generator: state of the random numbers. queue: numbers of
     the samples still to come in this round, (n,). losses: (steps,). compared: (n, 2), now and then
-    a step and its loss as a share of the loss that the base has without the adapter.
+    a step and its loss as a share of the loss that the base has without the adapter; validated: the
+    same of the pictures held out. studied: (n,), errors of the warm start's steps; before the first
+    step of the recipe, moments and generator are the warm start's.
     """
 
     weights: Mapping[str, Tensor]
@@ -40,6 +42,18 @@ class TrainState:
     losses: Tensor
     average: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     compared: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.float64))
+    studied: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    validated: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.float64))
+
+    @property
+    def moments(self) -> dict[str, Mapping[str, Tensor]]:
+        """AdamW's, by their names."""
+        return {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+
+    @property
+    def in_study(self) -> bool:
+        """Whether it was taken in the warm start or just after."""
+        return len(self.studied) > 0 and not self.steps
 
     @property
     def steps(self) -> int:
@@ -64,6 +78,8 @@ class TrainState:
             "queue": self.queue,
             "losses": self.losses,
             "compared": self.compared,
+            "studied": self.studied,
+            "validated": self.validated,
         }
 
     @classmethod
@@ -89,6 +105,8 @@ class TrainState:
             tensors["losses"],
             parts["average"],
             tensors.get("compared", torch.empty(0, 2, dtype=torch.float64)),
+            tensors.get("studied", torch.empty(0, dtype=torch.float64)),
+            tensors.get("validated", torch.empty(0, 2, dtype=torch.float64)),
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TrainState:

@@ -10,9 +10,9 @@ https://github.com/tencent-ailab/IP-Adapter/blob/62e4af9d0c1ac7d5f8dd386a0ccf221
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,9 +21,21 @@ from torch.nn import functional
 from ..attention.folding import KeyValue
 from ..errors import Problem
 from .data import Batch, Samples
-from .recipe import BatchDraw, NoiseSchedule, TrainSettings
+from .optimiser import (
+    StepFailed,
+    check_finite,
+    copied,
+    explained,
+    moments_of,
+    new_optimizer,
+    restore_moments,
+)
+from .recipe import BatchDraw, Schedule, TrainSettings
+from .share import ALONE, Share
 from .state import TrainState
 from .trainable import TrainableAdapter
+from .validation import EVERY, Validation
+from .weighting import Weighting
 
 # (noisy latents, timesteps, batch, keys and values per layer) -> prediction, like the latents.
 # No keys and values at all: the prediction without an adapter.
@@ -34,10 +46,6 @@ Predict = Callable[[Tensor, Tensor, Batch, Sequence[KeyValue]], Tensor]
 COMPARE_EVERY = 10
 
 
-class StepFailed(ValueError):
-    """A step could not be taken; the weights are those of the step before."""
-
-
 class Trainer:
     """One training. `step` takes one optimiser step; `state` says where it stands."""
 
@@ -46,21 +54,27 @@ class Trainer:
         adapter: TrainableAdapter,
         samples: Samples,
         predict: Predict,
-        schedule: NoiseSchedule,
+        schedule: Schedule,
         settings: TrainSettings,
+        held_out: Samples | None = None,
+        share: Share = ALONE,
     ) -> None:
-        """adapter: moved to the settings' device and changed in place."""
+        """adapter: moved to the settings' device and changed in place. held_out: judge it. share:
+        this process's part, of several."""
+        share.check(settings.batch_size)
+        self.share = share
         self.adapter = adapter.to(settings.device)
         self.samples, self.predict = samples, predict
         self.schedule, self.settings = schedule, settings
-        self.optimizer = torch.optim.AdamW(
-            adapter.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        self.optimizer = new_optimizer(adapter, settings.learning_rate, settings)
         # On the CPU, so that a seed means the same on every device.
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.queue = torch.empty(0, dtype=torch.int64)
         self.losses: list[float] = []
+        self.studied = torch.empty(0, dtype=torch.float64)  # errors of the warm start before
         self.compared: list[tuple[int, float]] = []
+        self.validated: list[tuple[int, float]] = []
+        self.validation = None if held_out is None else Validation(held_out, schedule, settings)
         self.average: dict[str, Tensor] = {}
         if settings.average:
             self.average = {name: p.detach().clone() for name, p in self._named()}
@@ -69,6 +83,11 @@ class Trainer:
     def steps(self) -> int:
         """Optimiser steps taken."""
         return len(self.losses)
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps to take."""
+        return self.settings.steps
 
     def _named(self) -> list[tuple[str, torch.nn.Parameter]]:
         return list(self.adapter.named_parameters())
@@ -86,10 +105,10 @@ class Trainer:
         any_text = only_image + settings.drop_text
         both = (chance >= any_text) & (chance < any_text + settings.drop_both)
         shape = (count, *self.samples.latent_shape)
-        timesteps = torch.randint(len(self.schedule.sigmas), (count,), generator=generator)
+        timesteps = self.schedule.draw(count, generator)
         noise = torch.randn(shape, generator=generator)
         if settings.noise_offset:
-            offset = torch.randn((*shape[:2], 1, 1), generator=generator)
+            offset = torch.randn((*shape[:2], *[1] * len(shape[2:])), generator=generator)
             noise = noise + settings.noise_offset * offset
         return BatchDraw(
             samples,
@@ -101,7 +120,10 @@ class Trainer:
 
     def loss(self, draw: BatchDraw) -> Tensor:
         """Mean squared error of the UNet's prediction, a scalar with gradients."""
-        batch, settings = self._batch(draw), self.settings
+        return self._loss(draw, self._batch(draw))
+
+    def _loss(self, draw: BatchDraw, batch: Batch) -> Tensor:
+        settings = self.settings
         enabled = settings.dtype != torch.float32
         with torch.autocast(settings.device.type, settings.dtype, enabled=enabled):
             key_values = self.adapter(batch.features.float())
@@ -116,10 +138,11 @@ class Trainer:
         noisy = self.schedule.noisy(batch.latents.float(), noise, timesteps)
         predicted = self.predict(noisy, timesteps, batch, key_values)
         target = self.schedule.target(batch.latents.float(), noise, timesteps)
-        if not self.settings.min_snr:
+        counts, gamma = self.settings.counts, self.settings.min_snr
+        if counts is Weighting.PLAIN:
             return functional.mse_loss(predicted.float(), target)
-        errors = (predicted.float() - target).square().mean((1, 2, 3))
-        return (errors * self.schedule.weights(timesteps, self.settings.min_snr)).mean()
+        errors = (predicted.float() - target).square().flatten(1).mean(1)
+        return (errors * self.schedule.weights(timesteps, gamma, counts)).mean()
 
     def step(self) -> float:
         """One optimiser step over `accumulation` batches; returns its loss.
@@ -130,62 +153,60 @@ class Trainer:
         before = self.generator.get_state(), self.queue
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            loss = self._backward()
-        except (RuntimeError, StepFailed) as error:
+            with explained("Training", self.steps + 1, self.settings):
+                loss = self._backward()
+        except Exception:
             self.optimizer.zero_grad(set_to_none=True)
             self.generator.set_state(before[0])
             self.queue = before[1]
-            raise _explained(error, self.steps + 1, self.settings) from error
+            raise
         self.optimizer.step()
         self.losses.append(loss)
         for name, parameter in self._named() if self.average else ():
             # The mean of the first steps, so that the start is soon forgotten.
             decay = min(self.settings.average, self.steps / (self.steps + 10))
             self.average[name].lerp_(parameter.detach(), 1 - decay)
+        if self.validation is not None and (self.steps == 1 or not self.steps % EVERY):
+            share = self.validation.share(partial(self._held_out_loss, self.validation.samples))
+            self.validated.append((self.steps, share))
         return loss
+
+    def _held_out_loss(self, samples: Samples, draw: BatchDraw, adapted: bool) -> float:
+        batch = samples.batch(draw.samples, draw.drop_image, draw.drop_text)
+        batch = batch.to(self.settings.device)
+        return float(self._loss(draw, batch) if adapted else self._error(batch, draw, ()))
 
     def _part(self) -> tuple[BatchDraw, float]:
         """One draw of a step and its loss, its gradient added."""
-        draw = self.draw()
+        draw = self.share.of(self.draw())
         loss = self.loss(draw)
-        (loss / self.settings.accumulation).backward()
-        return draw, float(loss.detach())
+        (loss / self.settings.accumulation / self.share.world).backward()
+        return draw, float(self.share.mean(loss))
 
     def _backward(self) -> float:
         parts = [self._part() for _ in range(self.settings.accumulation)]
         total = sum(loss / len(parts) for _, loss in parts)
         draw, last = parts[-1]
-        norms: list[Tensor] = [
-            p.grad.norm() for p in self.adapter.parameters() if p.grad is not None
-        ]
-        if not (math.isfinite(total) and torch.isfinite(torch.stack(norms)).all()):
-            found = f"the loss is {total}" if not math.isfinite(total) else "a gradient is infinite"
-            raise StepFailed(found)
+        self.share.add_gradients(list(self.adapter.parameters()))
+        check_finite(total, self.adapter.parameters())
         if self.steps % COMPARE_EVERY == 0:
             with torch.no_grad():
-                without = self._error(self._batch(draw), draw, ())
+                without = self.share.mean(self._error(self._batch(draw), draw, ()))
             self.compared.append((self.steps + 1, float(last / without)))
         return total
 
     def state(self) -> TrainState:
         """A copy of where the training stands, on the CPU."""
-        moments = {
-            part: {
-                name: _copy(self.optimizer.state[p][part])
-                for name, p in self._named()
-                if p in self.optimizer.state
-            }
-            for part in ("exp_avg", "exp_avg_sq")
-        }
         return TrainState(
-            {name: _copy(p) for name, p in self._named()},
-            moments["exp_avg"],
-            moments["exp_avg_sq"],
-            self.generator.get_state(),
-            self.queue.clone(),
-            torch.tensor(self.losses, dtype=torch.float64),
-            {name: _copy(tensor) for name, tensor in self.average.items()},
-            torch.tensor(self.compared, dtype=torch.float64).view(-1, 2),
+            {name: copied(p) for name, p in self._named()},
+            *moments_of(self.optimizer, self.adapter).values(),
+            generator=self.generator.get_state(),
+            queue=self.queue.clone(),
+            losses=torch.tensor(self.losses, dtype=torch.float64),
+            average={name: copied(tensor) for name, tensor in self.average.items()},
+            compared=torch.tensor(self.compared, dtype=torch.float64).view(-1, 2),
+            studied=self.studied,
+            validated=torch.tensor(self.validated, dtype=torch.float64).view(-1, 2),
         )
 
     def restore(self, state: TrainState) -> None:
@@ -195,59 +216,59 @@ class Trainer:
         _check_queue(state.queue, len(self.samples))
         for name, parameter in self._named():
             parameter.data.copy_(state.weights[name])
-            if state.steps:
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(state.steps)),
-                    "exp_avg": state.exp_avg[name].to(parameter, copy=True),
-                    "exp_avg_sq": state.exp_avg_sq[name].to(parameter, copy=True),
-                }
             if self.average:
                 kept = state.average.get(name, state.weights[name])
                 self.average[name] = kept.to(parameter.data, copy=True)
+        self.studied = state.studied
+        if state.in_study:
+            return  # its optimiser and its random numbers were the warm start's
+        restore_moments(self.optimizer, self.adapter, state.moments, state.steps)
         self.generator.set_state(state.generator)
         self.queue = state.queue.clone()
         self.losses = state.losses.tolist()
-        compared: Any = state.compared.tolist()
-        self.compared = [(int(step), share) for step, share in compared]
+        self.compared, self.validated = _pairs(state.compared), _pairs(state.validated)
 
 
-def train(trainer: Trainer, report: Callable[[int, float], bool]) -> str | None:
+class Steps(Protocol):
+    """Part of a training: the warm start or the recipe."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps taken."""
+        ...
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps to take."""
+        ...
+
+    def step(self) -> float:
+        """One optimiser step; returns its loss. StepFailed, with nothing changed, if it fails."""
+        ...
+
+
+def train(stage: Steps, report: Callable[[int, float], bool]) -> str | None:
     """Take the remaining steps. Returns None at the end, else why it stopped before.
 
     report: told each step and its loss; False stops there. A step that fails ends the training too,
     with what was reached so far; only the very first one raises StepFailed.
     """
-    while trainer.steps < trainer.settings.steps:
+    while stage.steps < stage.total:
         try:
-            loss = trainer.step()
+            loss = stage.step()
         except StepFailed as error:
-            if not trainer.steps:
+            if not stage.steps:
                 raise Problem.TRAINING_FAILED(str(error), StepFailed) from error
             return str(error)
-        if not report(trainer.steps, loss):
-            return f"Stopped after step {trainer.steps} of {trainer.settings.steps}."
+        if not report(stage.steps, loss):
+            return f"Stopped after step {stage.steps} of {stage.total}."
     return None
 
 
-def _explained(error: Exception, step: int, settings: TrainSettings) -> Exception:
-    """The error of a failed step with the setting to change; other errors as they are."""
-    if isinstance(error, StepFailed):
-        return StepFailed(
-            f"Training stopped at step {step}: {error}. The weights of step {step - 1} are kept. "
-            f"Lower learning_rate (it is {settings.learning_rate:g}), set precision to fp32, and "
-            "look for broken images in the data."
-        )
-    if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error):
-        return StepFailed(
-            f"Memory ran out at step {step}. The weights of step {step - 1} are kept. Lower "
-            f"batch_size (it is {settings.batch_size}) and raise accumulation instead; then lower "
-            "resolution, or set precision to bf16."
-        )
-    return error
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
+def _pairs(kept: Tensor) -> list[tuple[int, float]]:
+    """Steps and shares, from (n, 2)."""
+    rows: Any = kept.tolist()
+    return [(int(step), share) for step, share in rows]
 
 
 def _check_fits(weights: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> None:

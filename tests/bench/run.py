@@ -11,6 +11,8 @@
     python scripts/python.py tests/bench/run.py growth         more adapters, pictures, masks
     python scripts/python.py tests/bench/run.py frames         a picture for each of 1,000 frames
     python scripts/python.py tests/bench/run.py imports        import time of the pack
+    python scripts/python.py tests/bench/run.py training       counted work of a training step
+    python scripts/python.py tests/bench/run.py epoch          pictures encoded, and from disk
     python scripts/python.py tests/bench/run.py gpu            waits and memory (--device cuda)
     python scripts/python.py tests/bench/run.py peer --peer FOLDER   beside another pack
 
@@ -49,6 +51,8 @@ COMMANDS = {
     "memory": "applying",
     "encode": "costs",
     "imports": "costs",
+    "training": "training",
+    "epoch": "training",
     "gpu": "gpu",
     "peer": "packs",
 }

@@ -199,7 +199,9 @@ def data_of(host: Any, pair: Pair, features: Tensor) -> Any:
     return data.TrainingSet(picture_latents, features, torch.zeros_like(features[:1]), prompts)
 
 
-def compare_with_the_recipe(host: Any, geometry: Geometry, family: str) -> dict[str, float]:
+def compare_with_the_recipe(
+    host: Any, geometry: Geometry, family: str, velocity: bool = False, weighting: str = "plain"
+) -> dict[str, float]:
     """Relative differences of one optimiser step from the official recipe."""
     core = lambda name: host.module(f"ipadapter.{name}")  # noqa: E731
     pair = build_pair(geometry)
@@ -217,7 +219,12 @@ def compare_with_the_recipe(host: Any, geometry: Geometry, family: str) -> dict[
         geometry.context_dim,
         resampler_dim=128 * hidden,
     )
-    settings = train.TrainSettings(batch_size=2, seed=4, drop_image=0.4, drop_text=0.4)
+    counted = core("training.weighting").Weighting(weighting)
+    settings = train.TrainSettings(
+        batch_size=2, seed=4, drop_image=0.4, drop_text=0.4, weighting=counted
+    )
+    if velocity:
+        pair.model.add_object_patch("model_sampling", velocity_sampling())
     with frozen.frozen_unet(pair.model, frozen.Precision.FP32, (2, *data.latent_shape)) as unet:
         weights = unet.text_weights()
         adapter = trainable.TrainableAdapter.create(plan, weights, g)
@@ -231,7 +238,8 @@ def compare_with_the_recipe(host: Any, geometry: Geometry, family: str) -> dict[
     assert torch.equal(weights[0][0], reference[first])
     draw = train.Trainer(adapter, data, unet.predict, schedule, settings).draw()
     assert draw.drop_image.any() or draw.drop_text.any()
-    official = official_step(pair, before, data, draw)
+    prediction = "v_prediction" if velocity else "epsilon"
+    official = official_step(pair, before, data, draw, prediction, weighting)
     assert gradients.keys() == official.gradients.keys()
     assert abs(loss - official.loss) < 1e-4 * abs(official.loss)
     error = {
@@ -252,6 +260,23 @@ CASES = [(TINY_SD15, "standard"), (TINY_SD15, "Plus"), (TINY_SDXL, "standard")]
 def test_one_step_equals_the_official_recipe(host: Any, geometry: Geometry, family: str) -> None:
     errors = compare_with_the_recipe(host, geometry, family)
     assert max(errors.values()) < 1e-4, max(errors.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("velocity", [False, True], ids=["noise", "velocity"])
+@pytest.mark.parametrize("weighting", ["plain", "min-SNR", "picture"])
+def test_every_loss_equals_the_plainly_written_one(
+    host: Any, velocity: bool, weighting: str
+) -> None:
+    errors = compare_with_the_recipe(host, ONE_LEVEL, "standard", velocity, weighting)
+    assert max(errors.values()) < 1e-4, max(errors.items(), key=lambda item: item[1])
+
+
+def velocity_sampling() -> Any:
+    """A MODEL's sampling, as its checkpoint says: velocity."""
+    import comfy.model_sampling
+
+    bases = (comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION)
+    return type("V", bases, {})()
 
 
 @pytest.mark.slow
@@ -368,6 +393,8 @@ BAD = {
     "missing folder": ({"images": None, "image_folder": "../"}, "is not a folder in ComfyUI's"),
     "family": ({"family": "FaceID"}, "cannot be trained|expected one of"),
     "steps": ({"steps": 0}, "steps is 0"),
+    "warm start": ({"warm_start": -1}, "warm_start is -1"),
+    "loss weighting": ({"loss_weighting": "loud"}, "loss_weighting"),
     "NaN picture": ({"images": pictures() * float("nan")}, "NaN"),
 }
 
@@ -413,11 +440,8 @@ def test_models_without_cross_attention_or_noise_are_refused(host: Any, pair: Pa
 
 
 def test_velocity_model_trains_to_another_target(host: Any, pair: Pair) -> None:
-    import comfy.model_sampling
-
-    bases = (comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION)
     model = host_model(pair)
-    model.add_object_patch("model_sampling", type("V", bases, {})())
+    model.add_object_patch("model_sampling", velocity_sampling())
     velocity, noise = node(host, model), node(host, host_model(pair))
     assert not torch.equal(velocity.training.losses, noise.training.losses)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -22,11 +22,14 @@ from ...attention.rows import Extra
 from ...bases.layout import BlockId, Layout
 from ...errors import Problem
 from ...training.data import Batch
-from ...training.recipe import NoiseSchedule, Prediction
+from ...training.recipe import NoiseSchedule
+from ...training.study import Learn, Lesson
 from ...training.trainable import Weights
+from ...training.weighting import Prediction
 from ..bases.unet import read_layout
 from ..devices import kept_dtype
 from ..slots import text_attention
+from .checkpointing import recomputed
 
 
 class Precision(str, Enum):
@@ -55,26 +58,48 @@ class FrozenUNet:
         self, noisy: Tensor, timesteps: Tensor, batch: Batch, key_values: Sequence[KeyValue]
     ) -> Tensor:
         """The UNet's raw prediction with the given image keys and values added in every layer."""
-        options = self._options(key_values)
+        added = [_adding(key_value) for key_value in key_values]
+        return self._call(noisy, timesteps, batch, batch.text, added)
+
+    def observe(
+        self, noisy: Tensor, timesteps: Tensor, batch: Batch, empty: Tensor, learn: Learn
+    ) -> None:
+        """Call the UNet without an adapter and tell `learn` what every layer draws from the text,
+        and what it would draw from the empty one: (1, length, width)."""
+        length = batch.text.shape[1]
+        # Behind the text, so that the layer's own projections, LoRAs included, read both.
+        both = torch.cat((batch.text, empty.to(batch.text).expand(len(batch.text), -1, -1)), 1)
+        slots = [_observing(number, length, learn) for number in range(len(self.layout.layers))]
+        self._call(noisy, timesteps, batch, both, slots)
+
+    def _call(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        batch: Batch,
+        context: Tensor,
+        slots: Sequence[Callable[[Replacement], Replacement]],
+    ) -> Tensor:
+        options = self._options(slots)
         options["sigmas"] = self.sigmas.to(noisy.device)[timesteps]
         vectors = {} if batch.vectors is None else {"y": batch.vectors.to(self.dtype)}
         return self.patcher.model.diffusion_model(
             noisy.to(self.dtype),
             timesteps.float(),
-            context=batch.text.to(self.dtype),
+            context=context.to(self.dtype),
             transformer_options=options,
             **vectors,
         )
 
-    def _options(self, key_values: Sequence[KeyValue]) -> dict[str, Any]:
+    def _options(self, chained: Sequence[Callable[[Replacement], Replacement]]) -> dict[str, Any]:
         """The MODEL's own options with one slot per layer chained over what was there."""
         options = dict(self.patcher.model_options.get("transformer_options", {}))
         replaced = options.get("patches_replace", {})
         slots = dict(replaced.get("attn2", {}))
-        for layer, key_value in zip(self.layout.layers, key_values, strict=bool(key_values)):
+        for layer, slot in zip(self.layout.layers, chained, strict=bool(chained)):
             block = tuple(layer.block)
             previous = slots.get(block, slots.get(block[:2], text_attention))
-            slots[block] = _slot(previous, key_value)
+            slots[block] = slot(previous)
         options["patches_replace"] = {**replaced, "attn2": slots}
         options["optimized_attention_override"] = _differentiable
         options["cond_or_uncond"] = [0]
@@ -87,13 +112,33 @@ class FrozenUNet:
         return [(_effective(attn2.to_k), _effective(attn2.to_v)) for attn2 in attentions]
 
 
-def _slot(previous: Replacement, key_value: KeyValue) -> Replacement:
-    def patch(query: Tensor, key: Tensor, value: Tensor, extra: Extra) -> Tensor:
-        base = previous(query, key, value, extra)
-        ip_key, ip_value = key_value.key.to(query.dtype), key_value.value.to(query.dtype)
-        return base + image_attention(query, ip_key, ip_value, int(extra["n_heads"]))
+def _adding(key_value: KeyValue) -> Callable[[Replacement], Replacement]:
+    """The image attention over whoever holds the slot."""
 
-    return patch
+    def over(previous: Replacement) -> Replacement:
+        def patch(query: Tensor, key: Tensor, value: Tensor, extra: Extra) -> Tensor:
+            base = previous(query, key, value, extra)
+            ip_key, ip_value = key_value.key.to(query.dtype), key_value.value.to(query.dtype)
+            return base + image_attention(query, ip_key, ip_value, int(extra["n_heads"]))
+
+        return patch
+
+    return over
+
+
+def _observing(number: int, length: int, learn: Learn) -> Callable[[Replacement], Replacement]:
+    """The slot's own attention over the text, the first `length` tokens, seen by `learn`."""
+
+    def over(previous: Replacement) -> Replacement:
+        def patch(query: Tensor, key: Tensor, value: Tensor, extra: Extra) -> Tensor:
+            text = previous(query, key[:, :length], value[:, :length], extra)
+            nothing = previous(query, key[:, length:], value[:, length:], extra)
+            learn(number, Lesson(query, text, nothing, int(extra["n_heads"])))
+            return text
+
+        return patch
+
+    return over
 
 
 def _differentiable(_attention: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -147,9 +192,13 @@ def schedule_of(model: ModelPatcher) -> NoiseSchedule:
 
 @contextmanager
 def frozen_unet(
-    model: ModelPatcher, precision: Precision, latent_shape: Sequence[int]
+    model: ModelPatcher,
+    precision: Precision,
+    latent_shape: Sequence[int],
+    checkpointing: bool = False,
 ) -> Iterator[FrozenUNet]:
     """Load a MODEL, with room for gradients of (batch, channels, height, width) latents.
+    checkpointing: blocks are computed again for their gradients instead of kept.
 
     Inside, autograd works although the host runs nodes in inference mode.
     """
@@ -164,6 +213,7 @@ def frozen_unet(
         torch.inference_mode(False),
         torch.enable_grad(),
         _trackable(patcher.model.diffusion_model),
+        recomputed(patcher.model.diffusion_model if checkpointing else nn.Identity()),
     ):
         yield FrozenUNet(patcher, layout, dtype, schedule.sigmas)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -15,22 +16,29 @@ import folder_paths
 import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
+from PIL import Image
 from torch import Tensor
 
 from ...adapters.adapter import Adapter
 from ...adapters.families import Family
+from ...adapters.vision import EmbedSource
 from ...errors import Problem
-from ...training.curve import loss_curve
+from ...training.curve import loss_curve, study_curve
 from ...training.data import TrainingSet
 from ...training.folder import write_adapter, write_state
 from ...training.portability import portability_note
 from ...training.recipe import TrainSettings
+from ...training.run import FrozenBase, Outcome, Stage, run
 from ...training.state import TrainedAdapter, TrainState, state_of, trained_adapter
+from ...training.store import StoredSet
 from ...training.trainable import ProjectorPlan, TrainableAdapter, training_of
-from ...training.trainer import Trainer, train
+from ...training.trainer import Trainer
+from ..encode import require_head
 from ..loaders import ADAPTERS
 from .data import TrainingInputs, training_set
 from .frozen_unet import FrozenUNet, Precision, frozen_unet, schedule_of
+from .memory import check_fits, need_of
+from .stored import can_be_stored, stored_set
 
 logger = logging.getLogger("ipadapter")
 
@@ -44,6 +52,7 @@ class Recipe:
     family: Family = Family.STANDARD
     num_tokens: int = 0
     precision: Precision = Precision.AUTO
+    checkpointing: bool = False
     settings: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
@@ -56,15 +65,21 @@ class Training:
     """An adapter as it left its training. notice: why it stopped early, or nothing."""
 
     adapter: TrainedAdapter
+    state: TrainState
     steps: int
+    warm_start: int = 0
     notice: str = ""
 
     def curve(self) -> Tensor:
         """(1, height, width, 3), 0..1"""
-        state = self.adapter.training
-        losses = [] if state is None else state.losses.tolist()
-        compared = [] if state is None else state.compared.tolist()
-        picture = np.asarray(loss_curve(losses, compared, self.steps, self.notice))
+        state = self.state
+        if state.in_study:
+            drawn = study_curve(state.studied.tolist(), self.warm_start, self.notice)
+        else:
+            compared = state.compared.tolist()
+            judged = state.validated.tolist()
+            drawn = loss_curve(state.losses.tolist(), compared, self.steps, self.notice, judged)
+        picture = np.asarray(drawn)
         return torch.from_numpy(picture.copy()).float().div(255).unsqueeze(0)
 
 
@@ -74,31 +89,50 @@ def train_adapter(
     sources: TrainingInputs,
     recipe: Recipe,
     resume: Adapter | None = None,
+    watch: Callable[[Stage], None] = lambda _stage: None,
 ) -> Training:
-    """Train, until the steps are done or the user interrupts."""
+    """Train, until the steps are done or the user interrupts. watch: sees every step."""
     family = recipe.family if resume is None else resume.spec.family
     state = None if resume is None else state_of(resume)
     if resume is not None and state is None:
         logger.warning("%s has no training state: its weights are a new start.", resume.name)
+        # They have learned already, so a warm start would only forget.
+        recipe = replace(recipe, settings=replace(recipe.settings, warm_start=0))
     schedule = schedule_of(model)
-    data = training_set(model, clip_vision, family.row.reads, sources)
+    data = _samples(model, clip_vision, family.row.reads, sources)
     shape = (recipe.settings.batch_size, *data.latent_shape)
-    with frozen_unet(model, recipe.precision, shape) as unet:
+    with frozen_unet(model, recipe.precision, shape, recipe.checkpointing) as unet:
         settings = replace(recipe.settings, device=unet.device, dtype=unet.dtype)
         adapter = _adapter(unet, data, recipe, resume)
-        trainer = Trainer(adapter, data, unet.predict, schedule, settings)
-        if state is not None:
-            trainer.restore(state)
-        stopped = train(trainer, _Report(trainer))
-        state = trainer.state()
-    return _finished(state, recipe, stopped, unet)
+        need = need_of(unet, adapter, settings, data.latent_shape, recipe.checkpointing)
+        check_fits(need, unet, recipe.checkpointing)
+        base = FrozenBase(unet.predict, unet.observe, schedule, sources.share)
+        outcome = run(adapter, data, base, settings, _Report(settings, state, watch), state)
+    return _finished(outcome, recipe, unet)
+
+
+def _samples(
+    model: ModelPatcher, clip_vision: Any, source: EmbedSource, sources: TrainingInputs
+) -> TrainingSet | StoredSet:
+    """Everything that does not change while an adapter trains."""
+    if clip_vision is None:
+        raise Problem.WRONG_FILE(
+            "clip_vision is empty: the file that its loader opened is no image encoder. Choose a "
+            "CLIP vision model."
+        )
+    require_head(clip_vision, source, "Training with this family")
+    if sources.store is None or not can_be_stored(sources):
+        return training_set(model, clip_vision, source, sources)
+    found = stored_set(model, clip_vision, source, sources, sources.store)
+    comfy.model_management.unload_all_models()  # the encoders have done their work
+    return found
 
 
 def _adapter(
-    unet: FrozenUNet, data: TrainingSet, recipe: Recipe, resume: Adapter | None
+    unet: FrozenUNet, data: TrainingSet | StoredSet, recipe: Recipe, resume: Adapter | None
 ) -> TrainableAdapter:
     """A new adapter, or the one to go on with."""
-    width = data.features.shape[-1]
+    width = data.feature_width
     if resume is None:
         generator = torch.Generator().manual_seed(recipe.settings.seed)
         plan = ProjectorPlan(recipe.family, width, unet.layout.context_dim, recipe.num_tokens)
@@ -118,17 +152,24 @@ def _adapter(
 class _Report:
     """Progress bar, preview of the loss, and whether to go on."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.bar = comfy.utils.ProgressBar(trainer.settings.steps)
+    def __init__(
+        self, settings: TrainSettings, state: TrainState | None, watch: Callable[[Stage], None]
+    ) -> None:
+        self.watch = watch
+        studied = 0 if state is None else len(state.studied)
+        self.before = max(studied, settings.warm_start if state is None or state.in_study else 0)
+        self.total = self.before + settings.steps
+        self.bar = comfy.utils.ProgressBar(self.total)
         self.shown = time.monotonic()
 
-    def __call__(self, step: int, _loss: float) -> bool:
-        total, preview = self.trainer.settings.steps, None
+    def __call__(self, stage: Stage) -> bool:
+        preview = None
         if time.monotonic() - self.shown > _PREVIEW_SECONDS:
             self.shown = time.monotonic()
-            preview = ("JPEG", loss_curve(self.trainer.losses, self.trainer.compared, total), None)
-        self.bar.update_absolute(step, total, preview)
+            preview = ("JPEG", _picture(stage), None)
+        done = stage.steps + (self.before if isinstance(stage, Trainer) else 0)
+        self.bar.update_absolute(done, self.total, preview)
+        self.watch(stage)
         try:
             comfy.model_management.throw_exception_if_processing_interrupted()
         except comfy.model_management.InterruptProcessingException:
@@ -136,20 +177,28 @@ class _Report:
         return True
 
 
-def _finished(state: TrainState, recipe: Recipe, stopped: str | None, unet: FrozenUNet) -> Training:
-    settings = recipe.settings
+def _picture(stage: Stage) -> Image.Image:
+    if isinstance(stage, Trainer):
+        return loss_curve(stage.losses, stage.compared, stage.total, validated=stage.validated)
+    return study_curve(stage.errors, stage.total)
+
+
+def _finished(outcome: Outcome, recipe: Recipe, unet: FrozenUNet) -> Training:
+    settings, state = recipe.settings, outcome.state
     name = f"adapter trained for {state.steps} steps"
     details = {
         "steps": str(state.steps),
         "batch_size": str(settings.batch_size * settings.accumulation),
         "learning_rate": f"{settings.learning_rate:g}",
+        "warm_start": str(len(state.studied)),
+        "loss_weighting": settings.counts.value,
         "seed": str(settings.seed),
         "precision": str(unet.dtype).removeprefix("torch."),
     }
     adapter = trained_adapter(state, name, details)
-    if stopped:
-        logger.warning("%s The output is the adapter as of step %d.", stopped, state.steps)
-    return Training(adapter, settings.steps, stopped or "")
+    if outcome.notice:
+        logger.warning("%s The output is the adapter as of step %d.", outcome.notice, state.steps)
+    return Training(adapter, state, settings.steps, settings.warm_start, outcome.notice)
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,16 @@
     python scripts/python.py scripts/demoset adapters OUT --family standard
     python scripts/python.py scripts/demoset adapters OUT --family Plus
 
-The training is the pack's own (`ipadapter/train.py`). Latents, text and image features are computed
-once and kept in OUT; the widths that the base leaves at zero stay zero in K' and V'.
+The training is the pack's own (`ipadapter/training/`). Latents, text and image features are
+computed once and kept in OUT; the widths that the base leaves at zero stay zero in K' and V'.
 """
 
 import argparse
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,12 +25,12 @@ from ..models.adapters import FILES
 from ..models.text import TextFeatures
 from ..world import scenes
 from . import data, finetune
-from .base import alphas_cumprod, early
+from .base import alphas_cumprod
 
 ROOT = Path(__file__).resolve().parents[3]
 # Blocks with attn2 in the order of an adapter's layers: input, output, middle.
 BLOCKS = ("input_blocks.1.1", "output_blocks.0.1", "output_blocks.1.1", "middle_block.1")
-STUDY_RATE, DROP = 1e-3, 0.05
+STUDY_RATE = 1e-3
 RESAMPLER = {"resampler_dim": 128, "resampler_depth": 2}
 # The first steps decide what a picture shows: below this SNR every error counts alike, above less.
 MIN_SNR = 0.1
@@ -46,20 +45,25 @@ class WithImage(nn.Module):
         super().__init__()
         self.attention = attention
         self.image: Any = None  # keys and values (B, tokens, channels) of the current batch
-        self.seen: Any = None  # the last queries, and what they drew from the text
+        self.observer: Any = None  # told the queries and what they draw from the text
 
-    def said(self, query: Tensor, context: Tensor) -> Tensor:
+    def drawn(self, query: Tensor, context: Tensor) -> Tensor:
         """What queries (B, heads, n, dim) draw from text (B or 1, tokens, 768)."""
         return _attend(query, self.attention.to_k(context), self.attention.to_v(context))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         inner = self.attention
         query = _split(inner.to_q(x)) * narrow.WIDE_HEAD**-0.5
-        out = self.said(query, context)
-        self.seen = query, out
+        out = self.drawn(query, context)
+        if self.observer is not None:
+            self.observer(self, query, out)
         if self.image is not None:
             out = out + _attend(query, self.image.key, self.image.value)
-        return inner.to_out(out.transpose(1, 2).flatten(2))
+        return inner.to_out(_merged(out))
+
+
+def _merged(tensor: Tensor) -> Tensor:
+    return tensor.transpose(1, 2).flatten(2)
 
 
 def _split(tensor: Tensor) -> Tensor:
@@ -96,7 +100,27 @@ class FrozenNarrow:
     ) -> Tensor:
         given = key_values or [None] * len(self.attentions)
         for attention, key_value in zip(self.attentions, given, strict=True):
-            attention.image = key_value
+            attention.image, attention.observer = key_value, None
+        return self._call(noisy, timesteps, batch)
+
+    def observe(
+        self, noisy: Tensor, timesteps: Tensor, batch: Any, empty: Tensor, learn: Any
+    ) -> None:
+        """Tell the pack's Study what every layer draws from the caption and the empty one."""
+        lesson = pack_module("training.study").Lesson
+
+        def told(attention: WithImage, query: Tensor, text: Tensor) -> None:
+            nothing = attention.drawn(query, empty.to(query.device))
+            # Scaled for the wide head already; the pack scales for the dimensions that it sees.
+            query = query * query.shape[-1] ** 0.5
+            parts = [_merged(part) for part in (query, text, nothing)]
+            learn(self.attentions.index(attention), lesson(*parts, narrow.HEADS))
+
+        for attention in self.attentions:
+            attention.image, attention.observer = None, told
+        self._call(noisy, timesteps, batch)
+
+    def _call(self, noisy: Tensor, timesteps: Tensor, batch: Any) -> Tensor:
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         with torch.autocast(noisy.device.type, torch.bfloat16):
             return self.unet(noisy, timesteps, batch.text)
@@ -117,6 +141,14 @@ class DemoSamples:
     @property
     def latent_shape(self) -> tuple[int, ...]:
         return tuple(self.domain.latents.shape[1:])
+
+    @property
+    def empty_text(self) -> Tensor:
+        return self.domain.empty
+
+    @property
+    def tells(self) -> bool:
+        return True
 
     def batch(self, samples: Tensor, drop_image: Tensor, drop_text: Tensor) -> Any:
         features = self.features[samples].float()
@@ -162,9 +194,7 @@ def train(family: str, options: argparse.Namespace) -> dict[str, Tensor]:
     samples = samples_for(family, options)
     frozen = FrozenNarrow(options.weights / "unet.safetensors", torch.device(options.device))
     adapter = new_adapter(family, frozen, samples, options)
-    alphas = alphas_cumprod()
-    schedule = core.NoiseSchedule(((1 - alphas) / alphas).sqrt())
-    trainer = core.Trainer(adapter, samples, frozen, schedule, settings_of(core, options))
+    trainer = core.Trainer(adapter, samples, frozen, schedule(), settings_of(options))
     notice = core.train(trainer, reporter(trainer, options.out / f"{family}.pt", options))
     if notice:
         print(notice, flush=True)
@@ -189,9 +219,9 @@ def new_adapter(
     return adapter
 
 
-def settings_of(core: ModuleType, options: argparse.Namespace) -> Any:
+def settings_of(options: argparse.Namespace) -> Any:
     """The pack's TrainSettings."""
-    return core.TrainSettings(
+    return pack_module("training.recipe").TrainSettings(
         steps=options.steps,
         batch_size=options.batch,
         learning_rate=options.rate,
@@ -199,6 +229,7 @@ def settings_of(core: ModuleType, options: argparse.Namespace) -> Any:
         drop_text=options.drop_text,
         average=0.99,
         min_snr=MIN_SNR,
+        warm_start=options.study,
         seed=options.seed,
         device=torch.device(options.device),
     )
@@ -251,53 +282,28 @@ def align(adapter: Any, samples: DemoSamples, text: TextFeatures, steps: int) ->
 
 
 def study(adapter: Any, samples: DemoSamples, frozen: FrozenNarrow, options: Any) -> None:
-    """Let every layer learn to draw from the picture what the caption adds to the empty one.
-
-    Layer by layer and without noise, so much is learned from few passes of the base, which itself
-    is not differentiated.
-    """
-    optimiser = torch.optim.AdamW(adapter.parameters(), lr=STUDY_RATE, weight_decay=0.01)
-    generator, began = torch.Generator().manual_seed(2), time.time()
+    """The pack's warm start, on the scenes whose caption tells one object by its shape."""
+    core, trainer = pack_module("training.study"), pack_module("training.trainer")
     single = samples.domain.single
-    single = single[single < len(samples)]
-    for step in range(options.study):
-        shares = torch.rand(3, options.batch, generator=generator)
-        rows = single[(shares[0] * len(single)).long()]
-        losses = torch.stack(_differences(adapter, samples, frozen, rows, shares[1:], generator))
-        optimiser.zero_grad(set_to_none=True)
-        losses.mean().backward()
-        optimiser.step()
-        falling = 0.02 + 0.98 * math.cos(step / options.study * math.pi / 2)
-        optimiser.param_groups[0]["lr"] = STUDY_RATE * min(1, (step + 1) / 50) * falling
+    chosen = pack_module("training.data").Part(samples, single[single < len(samples)])
+    settings = replace(settings_of(options), learning_rate=STUDY_RATE / core.RATE)
+    stage = core.Study(adapter, chosen, frozen.observe, schedule(), settings)
+    began = time.time()
+
+    def report(step: int, _error: float) -> bool:
         if step % 50 == 0:
-            told = [round(value, 3) for value in losses.tolist()]
-            print(f"study {step} {time.time() - began:.0f}s by layer {told}", flush=True)
+            mean = sum(stage.errors[-50:]) / 50
+            print(f"study {step} {time.time() - began:.0f}s missed {mean:.3f}", flush=True)
+        return True
+
+    if options.study:
+        trainer.train(stage, report)
 
 
-def _differences(
-    adapter: Any,
-    samples: DemoSamples,
-    frozen: FrozenNarrow,
-    rows: Tensor,
-    shares: Tensor,
-    generator: torch.Generator,
-) -> list[Tensor]:
-    """By layer, the error as a share of what there is to learn; `shares`: random, (2, B)."""
-    dropped = shares[1] < DROP
-    batch = samples.batch(rows, dropped, dropped)
-    timesteps = early(shares[0])
-    alpha = alphas_cumprod()[timesteps].view(-1, 1, 1, 1)
-    noise = torch.randn(batch.latents.shape, generator=generator)
-    with torch.no_grad():
-        frozen(alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise, timesteps, batch, ())
-    found = []
-    for attention, image in zip(frozen.attentions, adapter(batch.features), strict=True):
-        query, out = (part.float() for part in attention.seen)
-        with torch.no_grad():
-            wanted = out - attention.said(query, samples.domain.empty)
-        error = (_attend(query, image.key, image.value) - wanted).square().mean()
-        found.append(error / wanted.square().mean())
-    return found
+def schedule() -> Any:
+    """The pack's NoiseSchedule of the base."""
+    alphas = alphas_cumprod()
+    return pack_module("training.recipe").NoiseSchedule(((1 - alphas) / alphas).sqrt())
 
 
 def _plain_caption(scene: scenes.Scene) -> str:

@@ -22,10 +22,11 @@ from ipadapter.pictures.images import as_rgb
 from ipadapter.training.curve import loss_curve, running_mean
 from ipadapter.training.data import Batch, Prompts, TrainingSet, same_length
 from ipadapter.training.folder import read_folder, write_adapter, write_state
-from ipadapter.training.recipe import BatchDraw, NoiseSchedule, Prediction, TrainSettings
+from ipadapter.training.recipe import BatchDraw, NoiseSchedule, TrainSettings
 from ipadapter.training.state import TrainState, state_of, trained_adapter
 from ipadapter.training.trainable import ProjectorPlan, TrainableAdapter
 from ipadapter.training.trainer import COMPARE_EVERY, StepFailed, Trainer, train
+from ipadapter.training.weighting import Prediction
 
 EMBED, TOKEN, WIDTHS = 12, 16, (8, 16)
 SETTINGS = TrainSettings(steps=20, batch_size=3, learning_rate=1e-2, seed=5)

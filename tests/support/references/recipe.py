@@ -21,11 +21,18 @@ class Step:
     weights: Mapping[str, Tensor]
 
 
-def official_step(pair: Pair, state: Mapping[str, Tensor], data: Any, draw: Any) -> Step:
+def official_step(
+    pair: Pair,
+    state: Mapping[str, Tensor],
+    data: Any,
+    draw: Any,
+    prediction: str = "epsilon",
+    weighting: str = "plain",
+) -> Step:
     """One step of the official script: noise, frozen UNet with IP processors, MSE, AdamW.
 
     state: a new adapter's tensors. data: the pack's TrainingSet, of whose values the drops are
-    applied here; draw: the random choices.
+    applied here; draw: the random choices. prediction: a scheduler's, in `diffusers`' words.
     """
     from diffusers import DDPMScheduler
 
@@ -52,12 +59,27 @@ def official_step(pair: Pair, state: Mapping[str, Tensor], data: Any, draw: Any)
         "image_embeds": [embeds[:, None]],
     }
     predicted = unet(noisy, draw.timesteps, text, added_cond_kwargs=added).sample
-    loss = nn.functional.mse_loss(predicted.float(), draw.noise.float(), reduction="mean")
+    target = draw.noise.float()
+    if prediction == "v_prediction":
+        target = scheduler.get_velocity(latents, draw.noise, draw.timesteps)
+    loss = nn.functional.mse_loss(predicted.float(), target, reduction="none").mean((1, 2, 3))
+    alphas = scheduler.alphas_cumprod[draw.timesteps]
+    loss = (loss * _weights(alphas / (1 - alphas), prediction, weighting)).mean()
     loss.backward()
     gradients = {key: p.grad.clone() for key, p in layers.items() if p.grad is not None}
     optimizer.step()
     weights = {key: p.detach().clone() for key, p in layers.items()}
     return Step(loss.item(), merged(gradients), merged(weights))
+
+
+def _weights(snr: Tensor, prediction: str, weighting: str) -> Tensor:
+    """Min-SNR as the official script has it; the picture's error, from the noise's."""
+    offset = 1 if prediction == "v_prediction" else 0
+    if weighting == "min-SNR":
+        return torch.stack([snr, 5.0 * torch.ones_like(snr)], dim=1).min(dim=1)[0] / (snr + offset)
+    if weighting == "picture":
+        return snr.clamp(0.3, 5.0) / (snr + offset)
+    return torch.ones_like(snr)
 
 
 def load_adapter(pair: Pair, state: Mapping[str, Tensor]) -> Any:

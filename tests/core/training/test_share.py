@@ -1,0 +1,81 @@
+"""Two processes, connected by gloo, against one at the same batch size."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from support.references.toy_training import whole
+
+from ipadapter.training.recipe import BatchDraw
+from ipadapter.training.share import ALONE, Share, distributed
+from ipadapter.training.state import TrainState
+
+STEPS = 20
+Tensors = dict[str, torch.Tensor]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def worker(rank: int, world: int, port: int, stop: int, out: Path) -> None:
+    """One process of several; the first writes where they came to."""
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=120),
+    )
+    found = whole(STEPS, stop, None, distributed())
+    if rank == 0:
+        torch.save(found.tensors(), out)
+
+
+def run_on_two(out: Path, stop: int = 1000) -> Tensors:
+    """Train in two processes. Forked, as starting Python and torch anew takes longer than this."""
+    forked, port = multiprocessing.get_context("fork"), free_port()
+    both = [forked.Process(target=worker, args=(rank, 2, port, stop, out)) for rank in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(240)
+    assert [process.exitcode for process in both] == [0, 0]
+    return torch.load(out, weights_only=True)
+
+
+def apart(one: Tensors, two: Tensors) -> float:
+    """The largest difference of weights and losses."""
+    assert one.keys() == two.keys()
+    told = [key for key in one if key.startswith("weights.") or key in ("losses", "studied")]
+    return max(float((one[key] - two[key]).abs().max()) for key in told)
+
+
+def test_two_processes_equal_one_and_one_goes_on_for_two(tmp_path: Path) -> None:
+    one, two = whole(STEPS, 1000, None, ALONE).tensors(), run_on_two(tmp_path / "two.pt")
+    assert len(one["losses"]) == len(one["studied"]) == STEPS
+    assert apart(one, two) < 1e-5
+    assert torch.equal(one["generator"], two["generator"])
+    stopped = run_on_two(tmp_path / "stopped.pt", stop=STEPS + 7)
+    assert len(stopped["losses"]) == 7
+    resumed = whole(STEPS, 1000, TrainState.from_tensors(stopped, "kept"), ALONE)
+    assert apart(one, resumed.tensors()) < 1e-5
+
+
+def test_the_parts_are_the_whole_batch() -> None:
+    draw = BatchDraw(*(torch.arange(6) for _ in range(5)))
+    parts = [Share(rank, 3).of(draw).samples.tolist() for rank in range(3)]
+    assert sorted(number for part in parts for number in part) == list(range(6))
+    assert {len(part) for part in parts} == {2}
+
+
+def test_batches_that_cannot_be_shared_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size is 4 and there are 3 processes"):
+        Share(0, 3).check(4)
