@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..attention.weight_texts import whole_number
 from ..host import loaders as files
 from ..host.encoder_size import resized_encoder
 from ..host.encoders import encoder_names, encoder_stamp, find_encoder, load_encoder
@@ -174,7 +175,7 @@ class IPAdapterImageEncoderSize(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip_vision: Any, size: int) -> io.NodeOutput:
-        return io.NodeOutput(resized_encoder(clip_vision, size))
+        return io.NodeOutput(resized_encoder(clip_vision, whole_number(size, "size")))
 
 
 class IPAdapterDoctor(io.ComfyNode):

@@ -79,12 +79,13 @@ def node_ids() -> list[str]:
         "IPAdapterApplyEncoded", "IPAdapterApplyFaceID", "IPAdapterAttentionMap",
         "IPAdapterBatch", "IPAdapterClipVisionEnhancer", "IPAdapterClipVisionEnhancerBatch",
         "IPAdapterCombineWeights", "IPAdapterEmbeds", "IPAdapterEmbedsBatch", "IPAdapterEncoder",
-        "IPAdapterFaceID", "IPAdapterFaceIDKolors", "IPAdapterHook", "IPAdapterMS",
-        "IPAdapterNoise", "IPAdapterPreciseComposition", "IPAdapterPreciseCompositionBatch",
-        "IPAdapterPreciseStyleTransfer", "IPAdapterPreciseStyleTransferBatch",
-        "IPAdapterRegionalConditioning", "IPAdapterStyleComposition",
-        "IPAdapterStyleCompositionBatch", "IPAdapterTiled", "IPAdapterTiledBatch",
-        "IPAdapterWeights", "PrepImageForClipVision", "PrepImageForInsightFace",
+        "IPAdapterFaceID", "IPAdapterFaceIDKolors", "IPAdapterHook", "IPAdapterImageEncoderSize",
+        "IPAdapterMS", "IPAdapterNoise", "IPAdapterPreciseComposition",
+        "IPAdapterPreciseCompositionBatch", "IPAdapterPreciseStyleTransfer",
+        "IPAdapterPreciseStyleTransferBatch", "IPAdapterRegionalConditioning",
+        "IPAdapterStyleComposition", "IPAdapterStyleCompositionBatch", "IPAdapterTiled",
+        "IPAdapterTiledBatch", "IPAdapterWeights", "PrepImageForClipVision",
+        "PrepImageForInsightFace",
     ]  # fmt: skip
 
 
@@ -124,6 +125,6 @@ def test_settings_of_a_training_are_plain_numbers(host: Any) -> None:
     given = {"steps": 7, "learning_rate": 0.5, "seed": 2**63 + 1, "drop_image": 0.25}
     for make in (np.array, torch.tensor, str):
         values = {name: make(value) for name, value in given.items() if name != "seed"}
-        made = settings({**values, "seed": np.uint64(given["seed"])})
+        made = settings({**values, "seed": np.uint64(given["seed"])}, "plain")
         assert {name: getattr(made, name) for name in given} == given
         assert type(made.steps) is int and type(made.learning_rate) is float

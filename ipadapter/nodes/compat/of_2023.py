@@ -127,7 +127,7 @@ class IPAdapterApply(OldApply):
         return cls.old_schema(
             "IPAdapterApply",
             "Apply IPAdapter",
-            "IPAdapter Advanced",
+            "IPAdapter Advanced (Image Prompt)",
             inputs.image(),
             inputs.clip_vision(),
             *_optional(*settings, _unfold_batch()),

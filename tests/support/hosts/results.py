@@ -32,6 +32,8 @@ def plain(result: Any) -> Any:
         ]
     if hasattr(result, "tensors"):
         return {name: plain(tensor) for name, tensor in result.tensors().items()}, result.weight
+    if hasattr(result, "image_size"):
+        return result.image_size
     if isinstance(result, Tensor):
         return result.tolist()
     if isinstance(result, (list, tuple)):
