@@ -146,6 +146,7 @@ def train_and_save(g: Graph) -> None:
         image_folder="(none)",
         captions="a picture",
         steps=1000,
+        warm_start=0,  # one caption for all does not tell the pictures apart
     )
     g.add("IPAdapterSave", ipadapter=trained["IPADAPTER"])
     g.add("SaveImage", "Loss", images=trained["loss_curve"], filename_prefix="loss")

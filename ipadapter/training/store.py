@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -102,8 +102,7 @@ class Store:
     def shape(self, key: str, name: str) -> tuple[int, ...]:
         """Shape of one of an entry's tensors, which is not read."""
         with safe_open(self.path(key), "pt") as file:
-            found: Any = file.get_slice(name).get_shape()
-            return tuple(found)
+            return tuple(cast("list[int]", file.get_slice(name).get_shape()))
 
     def fill(
         self,
@@ -172,7 +171,7 @@ class StoredSet:
 
     def batch(self, samples: Tensor, drop_image: Tensor, drop_text: Tensor) -> Batch:
         """Samples by number, with what is dropped replaced."""
-        numbers: Any = samples.tolist()
+        numbers = cast("list[int]", samples.tolist())
         rows = [self.rows[number] for number in numbers]
         latents = torch.cat([self.store.get(row.latents)["latents"] for row in rows])
         features = torch.cat([self.store.get(row.features)["features"] for row in rows])
