@@ -74,6 +74,10 @@ class Norms:
     query: Tensor
     key: Tensor
 
+    def to(self, device: torch.device) -> Norms:
+        """The same on a device, in fp32: a part of a model may wait elsewhere."""
+        return Norms(*(one.to(device, torch.float32) for one in (self.query, self.key)))
+
 
 @dataclass(frozen=True, eq=False)
 class LayerKeyValue:

@@ -92,7 +92,7 @@ class BlockPatch:
             layer = injection.layer
             if not isinstance(layer, LayerOverTime):
                 raise TypeError("an adapter that joins softmaxes has norms of its own")
-            scales = Scales.between(layer.norms, block)
+            scales = _scales(layer, block, given.query.device, call)
             factor = _factor(injection, layer, given.query, sight, call)
             for part, pair in injection.by_chunk(call, given.query):
                 term = joined_attention(given.rows(part), pair, scales, sight.heads)
@@ -107,6 +107,15 @@ class BlockPatch:
     def __deepcopy__(self, memo: dict[int, Any]) -> BlockPatch:
         """Older hosts deep-copy model options on every clone; immutable content needs no copy."""
         return self
+
+
+def _scales(layer: LayerOverTime, block: Norms, device: torch.device, call: CallState) -> Scales:
+    """How an adapter's norms differ from its block's, found out once per sampling run."""
+    slot = (layer, Scales, device)
+    kept = call.prepared.get(slot)
+    if kept is None:
+        kept = call.prepared[slot] = Scales.between(layer.norms.to(device), block.to(device))
+    return kept
 
 
 def _factor(

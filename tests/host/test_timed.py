@@ -51,7 +51,8 @@ def test_a_hook_brings_them_as_well(scene: Scene) -> None:
     import comfy.model_management
 
     comfy.model_management.unload_all_models()
-    scene.sample(positive=scene.hooked(scene.positive))
+    positive = scene.hooked(scene.positive)  # what it carries lives as long as it
+    scene.sample(positive=positive)
     assert loaded(scene.adapter.timed)
 
 

@@ -229,7 +229,7 @@ def test_sd3_equals_diffusers(core: Any, noted: Any, setup: str) -> None:
 
 
 def test_a_block_of_sd3_at_its_real_width(core: Any, noted: Any) -> None:
-    pair, case = build_pair(WIDE_SD3), sd3_case(WIDE_SD3, tokens=64, dim=1280)
+    pair, case = build_pair(WIDE_SD3), sd3_case(WIDE_SD3, tokens=64)
     ours = model_output(pair, pack_model(pair, case, core))
     assert difference(ours, model_output(pair, pair.model)) > 0.01
     assert noted(f"{WIDE_SD3.name}, InstantX", difference(ours, sd3_output(pair, case))) < 2e-4

@@ -54,7 +54,7 @@ class _Run:
         """The block's own, as the network that samples has them."""
         block = self.around.frame.network.joint_blocks[self.around.layer.block.number]
         attention = block.x_block.attn
-        return Norms(*(one.weight.float() for one in (attention.ln_q, attention.ln_k)))
+        return Norms(attention.ln_q.weight, attention.ln_k.weight)
 
 
 def _carry(around: Around, block: Block, args: Args) -> dict[str, Any]:

@@ -101,6 +101,22 @@ def test_joined_rows_equal_naive_attention(weights: tuple[float, ...], tokens: i
         assert (out[row] - expected).abs().max() < 1e-5
 
 
+def test_half_precision_stays_close_and_norms_are_compared_in_full() -> None:
+    raw = [random(2, PIXELS, WIDTH, seed=20 + part) for part in range(3)]
+    block, own = (Norms(*(1 + 0.3 * random(2, DIM, seed=seed))) for seed in (30, 31))
+    patch = BlockPatch((over_time((0.7,), pair(1), pair(3), own),))
+
+    def out(dtype: torch.dtype) -> Tensor:
+        given = Attended(*(part.to(dtype) for part in raw))
+        norms = Norms(block.query.to(dtype), block.key.to(dtype))
+        base = torch.zeros(2, PIXELS, WIDTH, dtype=dtype)
+        return patch.joined(base, given, norms, sight(0), call())
+
+    exact, half = out(torch.float32), out(torch.bfloat16)
+    assert half.dtype is torch.bfloat16
+    assert (half.float() - exact).norm() < 0.02 * exact.norm()
+
+
 def test_a_channel_that_the_block_silences_stays_silent() -> None:
     block, own = Norms(torch.ones(DIM), torch.ones(DIM)), Norms(torch.ones(DIM), torch.ones(DIM))
     block.query[0] = 0.0
