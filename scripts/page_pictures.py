@@ -27,22 +27,24 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 VIEW = {"width": 1500, "height": 1000}
-COLOURS = 128  # of a flat drawing with a few small pictures
+COLOURS = 256  # of a flat drawing with a few small pictures
 SIZE = (640, 440)  # of the animation
 FRAME_MS = 160
 QUALITY = 70
 OPENED = "() => window.app?.graph?._nodes.length > 10"
 ENDED = "async (count) => Object.keys(await (await fetch('/history')).json()).length === count"
-# Where the graph's groups are on the page.
+# Where the graph's groups and nodes are on the page.
 GROUPS = """() => {
     const { scale, offset } = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect();
     const sides = app.graph._groups.map(({ _pos: [x, y], _size: [w, h] }) => [x, y, x + w, y + h]);
+    app.graph._nodes.forEach(({ type, flags, pos: [x, y], size: [w, h] }) =>
+        flags.collapsed || type === "MarkdownNote" || sides.push([x, y, x + w, y + h + 10]));
     const [left, top] = [0, 1].map((at) => Math.min(...sides.map((side) => side[at])));
     const [right, bottom] = [2, 3].map((at) => Math.max(...sides.map((side) => side[at])));
     return { x: box.left + (left + offset[0]) * scale, y: box.top + (top + offset[1]) * scale,
              width: (right - left) * scale, height: (bottom - top) * scale };
 }"""
-# One node alone, or the first of its class in the graph, in the middle of the page.
+# One node alone, or the first of its class in the graph: its lower end in the middle of the page.
 SHOW = """async ([kind, scale, alone]) => {
     if (alone) app.graph.clear();
     const node = alone ? app.graph.add(LiteGraph.createNode(kind))
@@ -50,7 +52,7 @@ SHOW = """async ([kind, scale, alone]) => {
     if (alone) node.setSize([420, node.size[1]]);
     const { ds, canvas } = app.canvas, [width, height] = node.size;
     ds.scale = scale;
-    ds.offset = [750 / scale - node.pos[0] - width / 2, 500 / scale - node.pos[1] - height / 2];
+    ds.offset = [750 / scale - node.pos[0] - width / 2, 700 / scale - node.pos[1] - height];
     app.graph.setDirtyCanvas(true, true);
     await new Promise((done) => setTimeout(() => requestAnimationFrame(done), 400));
     return node.id;
@@ -59,6 +61,7 @@ SET = """([id, name, value]) => {
     const widget = app.graph.getNodeById(id).widgets.find((one) => one.name === name);
     widget.value = value;
     widget.callback?.(value);
+    app.graph.setDirtyCanvas(true, true);
 }"""
 
 
@@ -116,7 +119,7 @@ def frame(page: Any) -> Image:
 
 def layer_editor(page: Any) -> Iterator[Image]:
     """A mouse that draws weights over the layers."""
-    page.evaluate(SHOW, ["IPAdapterMS", 0.75, True])
+    page.evaluate(SHOW, ["IPAdapterMS", 0.9, True])
     bars = page.locator(".image-prompt-layers svg").bounding_box()
     left, top, width, height = (bars[name] for name in ("x", "y", "width", "height"))
     steps = 24
@@ -133,7 +136,7 @@ def layer_editor(page: Any) -> Iterator[Image]:
 
 def curve(page: Any) -> Iterator[Image]:
     """Weights over frames, with one timing after the other."""
-    node = page.evaluate(SHOW, ["IPAdapterWeights", 0.75, True])
+    node = page.evaluate(SHOW, ["IPAdapterWeights", 0.9, True])
     page.evaluate(SET, [node, "frames", 16])
     for timing in ("linear", "ease_in_out", "ease_in", "ease_out"):
         page.evaluate(SET, [node, "timing", timing])
@@ -146,7 +149,7 @@ def training(page: Any, server: ComfyServer) -> Iterator[Image]:
     (path,) = server.base.glob("custom_nodes/*/workflows/* Train an adapter.json")
     page.evaluate("async (graph) => app.loadGraphData(JSON.parse(graph))", path.read_text("utf-8"))
     page.wait_for_timeout(2000)
-    page.evaluate(SHOW, ["IPAdapterTrain", 0.6, False])
+    page.evaluate(SHOW, ["IPAdapterTrain", 0.9, False])
     page.evaluate("() => app.queuePrompt(0, 1)")
     before = b""
     while not page.evaluate(ENDED, 2):
