@@ -3,6 +3,7 @@ as they are needed."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -31,6 +32,7 @@ from .timed import over_time
 M = TypeVar("M", bound=nn.Module)
 # Bytes of tokens, keys and values kept per adapter: 180 MB are what InstantX's makes of a picture.
 _KEPT = 256 << 20
+_LARGE_PROJECTOR = 1 << 28  # numbers; InstantX's has 1.2e9, all others less than 1e8
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +67,20 @@ class Adapter:
         vectors = sorted(key for key, shape in shapes.items() if len(shape) == 1)
         return digest(*(self.checkpoint.image_proj[key] for key in vectors))
 
-    @cached_property
+    @property
     def projector(self) -> torch.nn.Module:
-        """The image projector, which computes in fp32 on the CPU; built at first use. Its matrices
+        """The image projector. A large one is built for every use: what was read of its file would
+        stay in memory with it."""
+        shapes = self.checkpoint.image_proj.shapes().values()
+        large = sum(map(math.prod, shapes)) >= _LARGE_PROJECTOR
+        return self._built_projector() if large else self._kept_projector
+
+    @cached_property
+    def _kept_projector(self) -> torch.nn.Module:
+        return self._built_projector()
+
+    def _built_projector(self) -> torch.nn.Module:
+        """The image projector, which computes in fp32 on the CPU. Its matrices
         stay in the file."""
         projector = build_projector(self.spec, self.checkpoint.image_proj, self.name)
         for parameter in projector.parameters():

@@ -24,10 +24,15 @@ class Draw:
         return torch.randn(*shape, generator=self._generator)
 
     def matrix(self, *shape: int) -> Tensor:
-        return self._random(*shape) / shape[-1] ** 0.5
+        return self._scaled(shape[-1] ** -0.5, *shape)
 
     def vector(self, size: int, around: float = 0.0) -> Tensor:
-        return around + 0.3 * self._random(size)
+        return self._scaled(0.3, size, around=around)
+
+    def _scaled(self, scale: float, *shape: int, around: float = 0.0) -> Tensor:
+        made = self._random(*shape)
+        # The first sum on the meta device takes seconds, of imports.
+        return made if made.is_meta else around + scale * made
 
     def linear(self, name: str, outputs: int, inputs: int, bias: bool = True) -> State:
         made = {f"{name}.weight": self.matrix(outputs, inputs)}
