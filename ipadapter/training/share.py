@@ -56,8 +56,10 @@ class Share:
         return found
 
     def add_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Let every process have the gradients of the whole batch; its own are of losses over
-        `world`."""
+        """Let every process have the gradients of the whole batch.
+
+        Each brings those of its own losses, divided by `world`.
+        """
         if self.world == 1:
             return
         for parameter in parameters:

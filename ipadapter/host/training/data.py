@@ -150,8 +150,8 @@ def check_latents(model: ModelPatcher, shape: tuple[int, ...], origin: str) -> N
     channels = model.model.latent_format.latent_channels
     if len(shape) != 4 or shape[1] != channels:
         raise Problem.WRONG_BASE(
-            f"The {origin} is of another base: its latents are {shape}, the MODEL "
-            f"takes (pictures, {channels}, height, width). Use the checkpoint's own VAE."
+            f"The {origin} is of another base: its latents are {shape}, the MODEL takes "
+            f"(pictures, {channels}, height, width). Use the checkpoint's own VAE."
         )
 
 
