@@ -211,9 +211,11 @@ def job_of(given: argparse.Namespace) -> Job:
     """What was asked for, over the preset."""
     names = ("steps", "batch_size", "warm_start", "seed", "learning_rate")
     own = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
-    paths = (given.pictures, given.checkpoint, given.encoder, given.output)
     return Job(
-        *(str(path.resolve()) for path in paths),
+        str(given.pictures.resolve()),
+        str(given.checkpoint.resolve()),
+        str(given.encoder.resolve()),
+        str(given.output.resolve()),
         given.family,
         given.resolution,
         given.precision,

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,7 +36,7 @@ def digest_of(*parts: object) -> str:
     return found.hexdigest()
 
 
-def _bytes(part: object) -> bytes:
+def _bytes(part: Any) -> bytes:
     if isinstance(part, Tensor):
         return f"{tuple(part.shape)} {digest(part.flatten())}".encode()
     return part if isinstance(part, bytes) else repr(part).encode()

@@ -167,7 +167,7 @@ def _finite(tensor: Tensor, name: str) -> Tensor:
 def _weights(model: Any) -> dict[str, Tensor]:
     """Weights of an encoder, LoRAs included; nothing for an object of another kind."""
     names = ("cond_stage_model", "first_stage_model", "model")
-    inner = next((getattr(model, name) for name in names if hasattr(model, name)), None)
+    inner: Any = next((getattr(model, name) for name in names if hasattr(model, name)), None)
     if not isinstance(inner, torch.nn.Module):
         return {}
     patches = getattr(getattr(model, "patcher", None), "patches", {})

@@ -44,18 +44,20 @@ OFFICIAL: dict[str, dict[str, Any]] = {
 
 def clip(config: Mapping[str, Any]) -> Any:
     """A CLIPVisionModelWithProjection without weights."""
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+    import transformers
 
+    library: Any = transformers
     with torch.device("meta"):
-        return CLIPVisionModelWithProjection(CLIPVisionConfig(**config))
+        return library.CLIPVisionModelWithProjection(library.CLIPVisionConfig(**config))
 
 
 def siglip(config: Mapping[str, Any]) -> Any:
     """A SiglipVisionModel without weights."""
-    from transformers import SiglipVisionConfig, SiglipVisionModel
+    import transformers
 
+    library: Any = transformers
     with torch.device("meta"):
-        return SiglipVisionModel(SiglipVisionConfig(**config))
+        return library.SiglipVisionModel(library.SiglipVisionConfig(**config))
 
 
 SIGLIP: dict[str, Any] = {

@@ -52,8 +52,8 @@ def lessons(noisy: Tensor, text: Tensor, empty: Tensor) -> list[Lesson]:
     for query_weight, (key, value) in zip(QUERIES, TEXT, strict=True):
         query = noisy.flatten(2).transpose(1, 2) @ query_weight.T
         words = (text, empty.expand(len(text), -1, -1))
-        drawn = [attend(query, one @ key.T, one @ value.T) for one in words]
-        found.append(Lesson(query, *drawn, HEADS))
+        said, unsaid = (attend(query, one @ key.T, one @ value.T) for one in words)
+        found.append(Lesson(query, said, unsaid, HEADS))
     return found
 
 
