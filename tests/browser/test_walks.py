@@ -77,6 +77,7 @@ def walk(browser: Any, picture: Path) -> Iterator[Callable[[Any, str], Walk]]:
         context.close()
 
 
+@pytest.mark.slow
 def test_from_a_template_to_its_downloads(
     newer: Path | None, walk: Any, tmp_path: Path, record_property: Any
 ) -> None:
