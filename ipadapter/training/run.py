@@ -63,7 +63,7 @@ def run(
                 return Outcome(state, stopped)
         else:
             notice = "No warm start: the captions do not tell the pictures apart."
-            logger.warning(notice)
+            logger.warning("No warm start: the captions do not tell the pictures apart.")
     trainer = Trainer(adapter, samples, base.predict, base.schedule, settings, held_out, base.share)
     if state is not None:
         trainer.restore(state)

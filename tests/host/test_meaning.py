@@ -95,6 +95,7 @@ def test_shapes_follow_the_reference(runs: Runs, family: str) -> None:
     assert overlap["image"] > max(overlap["shuffled"], overlap["nothing"]) + 0.1
 
 
+@pytest.mark.slow
 def test_captions_say_the_shape(runs: Runs) -> None:
     demo = runs.demo
     shares = [

@@ -232,8 +232,8 @@ def test_half_a_head(host: Any, tiny: Any, left_out: str) -> None:
 def test_training_wants_the_head_too(host: Any, tiny: Any) -> None:
     state = {key: value for key, value in tiny[1].items() if not key.startswith(HEAD)}
     encoder = load(host, saved(host, "siglip untrained.safetensors", state))
-    data, source = (
-        host.module(f"ipadapter.{name}") for name in ("host.training.data", "adapters.vision")
+    session, source = (
+        host.module(f"ipadapter.{name}") for name in ("host.training.session", "adapters.vision")
     )
     with pytest.raises(ValueError, match="needs SigLIP with its pooling head"):
-        data.training_set(None, encoder, source.EmbedSource.POOLED, None)
+        session._samples(None, encoder, source.EmbedSource.POOLED, None)

@@ -20,6 +20,7 @@ def command(folder: Path) -> list[str]:
     return [*farm, "--output", str(folder / "out"), "--local", "--graph", graph]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a process as Linux does")
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     if not os.environ.get("COMFYUI_PATH"):
