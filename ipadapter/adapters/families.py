@@ -102,8 +102,8 @@ class Row:
     keeps_patches: its projector can leave out patches that a mask excludes. adds_face: the face's
     own tokens are added, by the node's weight_faceidv2. raw_face: takes the recogniser's embedding
     unnormalised. through_text: its tokens pass through the base's own text projection. version: of
-    FaceID Plus. training: None
-    where pictures alone do not train it. wiring: of its layers. nothing: its usual negative.
+    FaceID Plus. training: None where pictures alone do not train it. wiring: of its layers.
+    nothing: its usual negative.
     """
 
     telling_key: str

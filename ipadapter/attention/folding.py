@@ -168,10 +168,9 @@ def fold(
         key, value = scale(_lengthened(pair.key, count), _lengthened(pair.value, count), weights)
         return KeyValue(_narrow(key, dtype), _narrow(value, dtype))
 
-    wanted = (rules[0].cond, rules[0].uncond)
-    made = {s: scaled(s) for s in (_there(source, sources) for source in wanted)}
-    cond, uncond = (made[_there(source, sources)] for source in wanted)
-    return LayerKeyValue(cond, uncond)
+    cond, uncond = (_there(source, sources) for source in (rules[0].cond, rules[0].uncond))
+    made = scaled(cond)
+    return LayerKeyValue(made, made if uncond is cond else scaled(uncond))
 
 
 def _there(source: Source, sources: Mapping[Source, KeyValue]) -> Source:

@@ -309,10 +309,9 @@ class IPAdapterTrain(io.ComfyNode):
         )
         kept = store() if keep_encoded else None
         pictures = pictures_of(images, image_folder, captions, skip_unreadable, kept)
+        texts = (clip, conditioning, empty_conditioning)
         side = whole_number(resolution, "resolution")
-        sources = TrainingInputs(
-            pictures, side, latent, vae, clip, conditioning, empty_conditioning, kept
-        )
+        sources = TrainingInputs(pictures, side, latent, vae, *texts, kept)
         resume = None if resume_from is None else loaded_adapter(resume_from).adapter
         training = train_adapter(model, clip_vision, sources, recipe, resume)
         curve = training.curve()

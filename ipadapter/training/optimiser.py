@@ -56,6 +56,21 @@ def check_finite(loss: float, parameters: Iterable[Tensor]) -> None:
 
 
 @contextmanager
+def undone(
+    optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> Generator[None, None, None]:
+    """A step's gradients and random draws, forgotten again where an error ends it."""
+    before = generator.get_state()
+    optimizer.zero_grad(set_to_none=True)
+    try:
+        yield
+    except Exception:
+        optimizer.zero_grad(set_to_none=True)
+        generator.set_state(before)
+        raise
+
+
+@contextmanager
 def explained(what: str, step: int, settings: TrainSettings) -> Generator[None, None, None]:
     """Turn the errors of a step into StepFailed with the setting to change; others as they are."""
     try:

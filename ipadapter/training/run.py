@@ -62,8 +62,9 @@ def run(
             if stopped:
                 return Outcome(state, stopped)
         else:
-            notice = "No warm start: the captions do not tell the pictures apart."
-            logger.warning("No warm start: the captions do not tell the pictures apart.")
+            why = "the captions do not tell the pictures apart."
+            notice = f"No warm start: {why}"
+            logger.warning("No warm start: %s", why)
     trainer = Trainer(adapter, samples, base.predict, base.schedule, settings, held_out, base.share)
     if state is not None:
         trainer.restore(state)

@@ -30,6 +30,7 @@ from .optimiser import (
     moments_of,
     new_optimizer,
     restore_moments,
+    undone,
 )
 from .recipe import BatchDraw, Schedule, TrainSettings
 from .share import ALONE, Share
@@ -151,19 +152,13 @@ class Study:
 
         Raises StepFailed, with nothing changed, as `Trainer.step` does.
         """
-        before = self.generator.get_state()
-        self.optimizer.zero_grad(set_to_none=True)
-        try:
-            with explained("The warm start", self.steps + 1, self.settings):
-                draws = [self.draw() for _ in range(self.settings.accumulation)]
-                parts = [self.gradients(self.share.of(draw)) for draw in draws]
-                self.share.add_gradients(list(self.adapter.parameters()))
-                error = sum(sum(part) / len(part) for part in parts) / len(parts)
-                check_finite(error, self.adapter.parameters())
-        except Exception:
-            self.generator.set_state(before)
-            self.optimizer.zero_grad(set_to_none=True)
-            raise
+        told = explained("The warm start", self.steps + 1, self.settings)
+        with undone(self.optimizer, self.generator), told:
+            draws = [self.draw() for _ in range(self.settings.accumulation)]
+            parts = [self.gradients(self.share.of(draw)) for draw in draws]
+            self.share.add_gradients(list(self.adapter.parameters()))
+            error = sum(sum(part) / len(part) for part in parts) / len(parts)
+            check_finite(error, self.adapter.parameters())
         self.optimizer.param_groups[0]["lr"] = self._rate()
         self.optimizer.step()
         self.errors.append(error)

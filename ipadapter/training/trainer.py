@@ -29,6 +29,7 @@ from .optimiser import (
     moments_of,
     new_optimizer,
     restore_moments,
+    undone,
 )
 from .recipe import BatchDraw, Schedule, TrainSettings
 from .share import ALONE, Share
@@ -150,15 +151,12 @@ class Trainer:
         Raises StepFailed, with nothing changed, where the loss or a gradient is not finite or
         memory runs out.
         """
-        before = self.generator.get_state(), self.queue
-        self.optimizer.zero_grad(set_to_none=True)
+        queue, told = self.queue, explained("Training", self.steps + 1, self.settings)
         try:
-            with explained("Training", self.steps + 1, self.settings):
+            with undone(self.optimizer, self.generator), told:
                 loss = self._backward()
         except Exception:
-            self.optimizer.zero_grad(set_to_none=True)
-            self.generator.set_state(before[0])
-            self.queue = before[1]
+            self.queue = queue
             raise
         self.optimizer.step()
         self.losses.append(loss)

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.hosts.applied import pack_model
 from support.models.encoders import SMALL, random_weights, siglip, with_weights
 from support.models.transformer_adapters import instantx
 from support.models.transformers import TINY_FLUX, WIDE_FLUX, Geometry, Pair, build_pair
 from support.references.interface import defaults
 from support.references.naive_flux import naive_output
-from support.references.transformers import Case, model_output, pack_model
+from support.references.transformers import Case, model_output
 from torch import Tensor
 
 EMBED = 64  # of the tiny SigLIP

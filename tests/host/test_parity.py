@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.hosts.applied import pack_model
 from support.models.unets import (
     FULL_SD15,
     FULL_SDXL,
@@ -17,7 +18,7 @@ from support.models.unets import (
     build_pair,
     random_adapter,
 )
-from support.references.parity import Case, model_output, pack_model, reference_output
+from support.references.parity import Case, model_output, reference_output
 
 EMBED = 48
 TOLERANCE = {"tiny": 1e-5, "full": 2e-4}

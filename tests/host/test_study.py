@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from support.hosts.training import ONE_LEVEL, Capture, capture_node, register, train_graph
+from support.hosts.training import (
+    ONE_LEVEL,
+    Capture,
+    capture_node,
+    node_inputs,
+    register,
+    train_graph,
+)
 from support.models.unets import TINY_SD15, TINY_SDXL, Geometry, Pair, build_pair
 from torch import Tensor
 from torch.nn import functional
@@ -156,19 +163,9 @@ def test_interrupted_in_the_warm_start_it_goes_on_bit_identically(
 
 
 def test_the_base_is_not_changed(host: Any) -> None:
-    from support.hosts.training import conditioning, latents, pictures
-    from support.models.vision import tiny_clip_vision
-
     model = build_pair(ONE_LEVEL).model
     before = {k: v.clone() for k, v in model.model.diffusion_model.state_dict().items()}
-    given = {
-        **train_graph(steps=1, warm_start=3)["2"]["inputs"],
-        "model": model,
-        "clip_vision": tiny_clip_vision(),
-        "latent": {"samples": latents()},
-        "conditioning": conditioning(),
-        "images": pictures(),
-    }
+    given = node_inputs(model, steps=1, warm_start=3)
     pipeline, _curve = host.call("IPAdapterTrain", **given)
     assert len(pipeline.adapter.training.studied) == 3
     after = model.model.diffusion_model.state_dict()

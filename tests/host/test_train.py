@@ -16,7 +16,7 @@ from support.hosts.training import (
     Capture,
     capture_node,
     conditioning,
-    latents,
+    node_inputs,
     pictures,
     register,
     save_node,
@@ -295,15 +295,7 @@ def host_model(pair: Pair, dtype: torch.dtype = torch.float32) -> Any:
 
 def node(host: Any, model: Any, **changes: Any) -> Any:
     """Run the node alone, without a graph; returns the adapter."""
-    given = {
-        **train_graph(steps=2)["2"]["inputs"],
-        "model": model,
-        "clip_vision": tiny_clip_vision(),
-        "latent": {"samples": latents()},
-        "conditioning": conditioning(),
-        "images": pictures(),
-        **changes,
-    }
+    given = {**node_inputs(model, steps=2), **changes}
     left_open = {key for key, value in given.items() if value is None} - {"clip_vision"}
     given = {key: value for key, value in given.items() if key not in left_open}
     pipeline, curve = host.call("IPAdapterTrain", **given)

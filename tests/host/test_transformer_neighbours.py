@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.hosts.compose import SKIPPED
 from support.hosts.scene import Scene, picture
 from support.models.transformer_adapters import instantx, sd3, xlabs
 from support.models.transformers import TINY_FLUX, TINY_SD3
@@ -69,15 +70,7 @@ def core_node(name: str, **inputs: Any) -> Callable[[Scene, Any], Any]:
 CHANGES: dict[str, Callable[[Scene, Any], Any]] = {
     "a block wrapper": block_wrapper,
     "an attention override": override,
-    "skipped layers": core_node(
-        "SkipLayerGuidanceDiT",
-        double_layers="1",
-        single_layers="1",
-        scale=3.0,
-        start_percent=0.0,
-        end_percent=1.0,
-        rescaling_scale=0.0,
-    ),
+    "skipped layers": core_node("SkipLayerGuidanceDiT", **SKIPPED),
     "a shifted schedule": core_node("ModelSamplingSD3", shift=5.0),
     "rescaled guidance": core_node("RescaleCFG", multiplier=0.7),
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.hosts.applied import pack_model
 from support.models.transformer_adapters import instantx, sd3, xlabs
 from support.models.transformers import (
     TINY_CHROMA,
@@ -22,7 +23,6 @@ from support.references.naive_flux import naive_output
 from support.references.transformers import (
     Case,
     model_output,
-    pack_model,
     reference_output,
     sd3_output,
     xlabs_output,

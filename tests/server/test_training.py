@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.hosts.applied import pack_model
 from support.hosts.server import script
 from support.models.demoset import Demo, load_demo
 from support.models.unets import Geometry, Pair, build_reference
-from support.references.parity import Case, model_output, nested, pack_model, reference_output
+from support.references.parity import Case, model_output, nested, reference_output
 
 STEPS, PICTURES = 200, 24
 # The demo base in the words of diffusers.

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from support.hosts.compose import (
+    SKIPPED,
     Pack,
     Prompt,
     Scene,
@@ -64,15 +65,7 @@ MODEL_CHANGES: dict[str, Change] = {
     "HyperTile": node("HyperTile", tile_size=32, swap_size=2, max_depth=0, scale_depth=False),
     "PAG": node("PerturbedAttentionGuidance", scale=3.0),
     "SAG": node("SelfAttentionGuidance", scale=0.5, blur_sigma=2.0),
-    "SLG": node(
-        "SkipLayerGuidanceDiT",
-        double_layers="1",
-        single_layers="1",
-        scale=3.0,
-        start_percent=0.0,
-        end_percent=1.0,
-        rescaling_scale=0.0,
-    ),
+    "SLG": node("SkipLayerGuidanceDiT", **SKIPPED),
     "PerpNeg": node("PerpNeg", empty_conditioning=conditioning(text(6)), neg_scale=1.0),
     "RescaleCFG": node("RescaleCFG", multiplier=0.7),
     "DeepShrink": node(

@@ -25,3 +25,23 @@ def applied(
     """A patched clone of a MODEL."""
     injections = injected(core, model, adapter, prompt, weighting, **when)
     return core("host.bases.install").install(model, injections)
+
+
+def pack_model(pair: Any, case: Any, core: Modules) -> Any:
+    """The host's MODEL with a case's adapters, of `references.parity` or of
+    `references.transformers` alike."""
+    model = pair.model
+    for state, weight, cond, uncond in zip(
+        case.adapters, case.weights, case.cond, case.uncond, strict=True
+    ):
+        checkpoint = core("adapters.checkpoint").checkpoint_from_dict(state, "random adapter")
+        adapter = core("adapters.adapter").Adapter.from_checkpoint(checkpoint)
+        prompt = core("adapters.prompt")
+        image = prompt.ImagePrompt(
+            prompt.concat(adapter.tokens(cond)), adapter.tokens(uncond), images=len(cond)
+        )
+        layers = None if isinstance(weight, (int, float)) else dict(enumerate(weight))
+        first = weight if isinstance(weight, (int, float)) else 1.0
+        weighting = core("attention.weight_types").Weighting((first,), layers=layers)
+        model = applied(core, model, adapter, image, weighting, mask=case.mask)
+    return model

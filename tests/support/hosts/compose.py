@@ -17,6 +17,15 @@ from .applied import applied, injected
 
 TOLERANCE = 1e-5
 TOKENS = 4
+# Widgets of SkipLayerGuidanceDiT that leave out the second layer of each kind, all the time.
+SKIPPED = {
+    "double_layers": "1",
+    "single_layers": "1",
+    "scale": 3.0,
+    "start_percent": 0.0,
+    "end_percent": 1.0,
+    "rescaling_scale": 0.0,
+}
 
 
 def seeded(seed: int, *shape: int) -> Tensor:

@@ -111,6 +111,18 @@ def register(host: Host) -> Pair:
     return pair
 
 
+def node_inputs(model: Any, **changes: Any) -> dict[str, Any]:
+    """What IPAdapter Train is called with outside of a graph; `changes` are its widgets."""
+    return {
+        **train_graph(**changes)["2"]["inputs"],
+        "model": model,
+        "clip_vision": tiny_clip_vision(),
+        "latent": {"samples": latents()},
+        "conditioning": conditioning(),
+        "images": pictures(),
+    }
+
+
 def train_graph(**changes: Any) -> dict[str, Any]:
     """inputs (1) -> IPAdapter Train (2); `changes` are the train node's widgets and links."""
     settings = {

@@ -103,20 +103,27 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
             value.copy_(1 + 0.3 * noise if norm else scale * noise)
 
 
+def _streams(geometry: Geometry) -> dict[str, Any]:
+    """What `diffusers`' Flux and Chroma are both told."""
+    return {
+        "patch_size": 1,
+        "in_channels": 4 * geometry.channels,
+        "num_layers": geometry.double,
+        "num_single_layers": geometry.single,
+        "attention_head_dim": geometry.head_dim,
+        "num_attention_heads": geometry.heads,
+        "joint_attention_dim": geometry.text_dim,
+        "axes_dims_rope": geometry.rope,
+    }
+
+
 def _flux_reference(geometry: Geometry) -> Any:
     from diffusers import FluxTransformer2DModel
 
     return FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4 * geometry.channels,
-        num_layers=geometry.double,
-        num_single_layers=geometry.single,
-        attention_head_dim=geometry.head_dim,
-        num_attention_heads=geometry.heads,
-        joint_attention_dim=geometry.text_dim,
+        **_streams(geometry),
         pooled_projection_dim=geometry.pooled,
         guidance_embeds=True,
-        axes_dims_rope=geometry.rope,
     ).train(False)
 
 
@@ -124,14 +131,7 @@ def _chroma_reference(geometry: Geometry) -> Any:
     from diffusers import ChromaTransformer2DModel
 
     return ChromaTransformer2DModel(
-        patch_size=1,
-        in_channels=4 * geometry.channels,
-        num_layers=geometry.double,
-        num_single_layers=geometry.single,
-        attention_head_dim=geometry.head_dim,
-        num_attention_heads=geometry.heads,
-        joint_attention_dim=geometry.text_dim,
-        axes_dims_rope=geometry.rope,
+        **_streams(geometry),
         approximator_num_channels=64,
         approximator_hidden_dim=32,
         approximator_layers=2,

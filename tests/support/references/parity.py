@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hosts.applied import applied
 from ..models.unets import Pair
 
 State = Mapping[str, Mapping[str, Tensor]]
@@ -68,23 +67,6 @@ def reference_output(pair: Pair, case: Case) -> Tensor:
         unet.encoder_hid_proj = hid_proj
         unet.set_attn_processor(original)
         unet.register_to_config(encoder_hid_dim_type=hid_type)
-
-
-def pack_model(pair: Pair, case: Case, core: Any) -> Any:
-    """The host's MODEL with the case's adapters. core: name of a pack module under `ipadapter` ->
-    module."""
-    model = pair.model
-    for state, weight, cond, uncond in zip(
-        case.adapters, case.weights, case.cond, case.uncond, strict=True
-    ):
-        checkpoint = core("adapters.checkpoint").checkpoint_from_dict(state, "random adapter")
-        adapter = core("adapters.adapter").Adapter.from_checkpoint(checkpoint)
-        prompt = core("adapters.prompt")
-        cond, uncond = prompt.concat(adapter.projector(cond)), adapter.projector(uncond)
-        weighting = core("attention.weight_types").Weighting((weight,))
-        image = prompt.ImagePrompt(cond, uncond)
-        model = applied(core, model, adapter, image, weighting, mask=case.mask)
-    return model
 
 
 def model_output(pair: Pair, model: Any) -> Tensor:

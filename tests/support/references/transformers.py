@@ -11,7 +11,6 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..hosts.applied import applied
 from ..models.transformers import TEXT_TOKENS, Pair
 
 TIME = 0.6  # of the noise schedule, from 1 to 0
@@ -134,26 +133,6 @@ def official_xlabs(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
             number, part = key.split(".")[1], key.split("_")[-2]
             halves["ip_adapter"][f"{number}.to_{part}_ip.{key.rsplit('.')[-1]}"] = value
     return halves
-
-
-def pack_model(pair: Pair, case: Case, core: Any) -> Any:
-    """The host's MODEL with the case's adapters. core: name of a pack module under `ipadapter` ->
-    module."""
-    model = pair.model
-    for state, weight, cond, uncond in zip(
-        case.adapters, case.weights, case.cond, case.uncond, strict=True
-    ):
-        checkpoint = core("adapters.checkpoint").checkpoint_from_dict(state, "random adapter")
-        adapter = core("adapters.adapter").Adapter.from_checkpoint(checkpoint)
-        prompt = core("adapters.prompt")
-        image = prompt.ImagePrompt(
-            prompt.concat(adapter.tokens(cond)), adapter.tokens(uncond), images=len(cond)
-        )
-        layers = None if isinstance(weight, (int, float)) else dict(enumerate(weight))
-        first = weight if isinstance(weight, (int, float)) else 1.0
-        weighting = core("attention.weight_types").Weighting((first,), layers=layers)
-        model = applied(core, model, adapter, image, weighting, mask=case.mask)
-    return model
 
 
 def _sd3_with(pair: Pair, resampler: Any, features: Tensor) -> Tensor:
