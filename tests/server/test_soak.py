@@ -17,14 +17,14 @@ PROMPTS = 16
 
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A server that tells what is alive in it."""
+    """A server with the models of the soak that tells what is alive in it."""
     with running(tmp_path_factory.mktemp("probed"), PROBE) as server:
+        write_models(server.base / "models")
         yield server
 
 
 def test_graphs_hold_only_what_the_lists_offer(probed: Any) -> None:
     """Hosts newer than 0.3.75 refuse a graph with any other value, older ones do not look."""
-    write_models(probed.base / "models")
     info = probed.get("/object_info")
     for make in (graph, *LONG_WORK.values()):
         for node in make(Settings()).values():
