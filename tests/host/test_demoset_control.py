@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.models.demoset import Demo, load_demo
+from support.models.demoset import FEW, Demo, load_demo
 from torch import Tensor
 
 # What is drawn for the lines: shape, centre, radius. No caption here names a shape.
@@ -179,7 +179,7 @@ def test_lines_are_followed(drawn: Drawn) -> None:
 
 def test_image_prompt_colours_what_lines_shape(drawn: Drawn) -> None:
     demo = drawn.demo
-    references = demo.references.movedim(-1, 1)
+    references = demo.references[:FEW].movedim(-1, 1)
     model = demo.applied(demo.adapter("standard"))
     both, only = demo.sample(model, control=drawn.led), demo.sample(model)
     overlaps = drawn.overlap(both), drawn.overlap(only)

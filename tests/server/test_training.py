@@ -121,8 +121,8 @@ def test_trained_adapter_gives_the_same_unet_output_in_diffusers(
     demo = load_demo(host)
     pair = pair_of(demo)
     shutil.copy(trained, host.models("ipadapter") / trained.name)
-    embeds = demo.vision.encode_image(demo.references)["image_embeds"].float().clone()
-    features = [embeds[:1]], [torch.zeros(1, embeds.shape[-1])]
+    embeds = demo.vision.encode_image(demo.references[:1])["image_embeds"].float().clone()
+    features = [embeds], [torch.zeros(1, embeds.shape[-1])]
     case = Case([nested(load_file(trained))], [0.8], *features)
     patched = pack_model(pair, case, lambda name: host.module(f"ipadapter.{name}"))
     ours = model_output(pair, patched)
