@@ -256,10 +256,24 @@ def _label_call(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     model = getattr(executor, "class_obj", None)
     if slots := slots_of(options):
         options = with_slots(options, ready(slots, call, _foreseen(model, x)))
-    if carrier := options.get(CARRIER_KEY):
-        options = carrier.carried(options, x, getattr(model, "diffusion_model", None))
     given[_OPTIONS] = options
-    return executor(x, *given, **kwargs)
+    if (carrier := options.get(CARRIER_KEY)) is None:
+        return executor(x, *given, **kwargs)
+    return _carried(carrier, executor, x, given, kwargs)
+
+
+def _carried(carrier: Any, executor: Any, x: Tensor, given: list[Any], kwargs: Any) -> Any:
+    """A call of a transformer, with image prompts around its blocks."""
+    model, options = getattr(executor, "class_obj", None), given[_OPTIONS]
+    network = getattr(model, "diffusion_model", None)
+    carried = carrier.carried(options, network, x, compute_dtype(model, x))
+    if carried is None:
+        return executor(x, *given, **kwargs)
+    given[_OPTIONS] = carried.options
+    try:
+        return executor(x, *given, **kwargs)
+    finally:
+        carried.report(options[CALL_KEY].prepared)
 
 
 def _foreseen(model: Any, latents: Tensor) -> Foreseen:
