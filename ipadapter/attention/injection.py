@@ -138,9 +138,7 @@ class Injection:
             part = slice(number * size, (number + 1) * size)
             yield part, _gather(layer, (is_cond,), items, query)
 
-    def mask_for(
-        self, call: CallState, query: Tensor | Queries, extra: Extra
-    ) -> Tensor | None:
+    def mask_for(self, call: CallState, query: Tensor | Queries, extra: Extra) -> Tensor | None:
         """(1 or rows, length, 1) mask on the block's own grid, or None. Resized once per sampling
         run, grid and window."""
         if self.mask is None:

@@ -81,18 +81,15 @@ class JoinedTerm(NamedTuple):
         for part, key, value in self.parts:
             mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[part]
             rows = given.rows(part)
-            if self.reach is None or is_compiling():  # how many they are is a matter of the mask
+            if is_compiling():  # how many positions a mask lets act is no matter of the graph
+                term = joined_attention(rows, self.own, key, value, heads) * self.gate
+                base[part].add_(term if mask is None else term * mask)
+            elif mask is None or self.reach is None:
                 term = joined_attention(rows, self.own, key, value, heads)
-                term = term if mask is None else term * mask
-                if is_compiling():
-                    base[part].add_(term * self.gate)
-                else:
-                    base[part].add_(term, alpha=self.strength)
+                base[part].add_(term if mask is None else term * mask, alpha=self.strength)
             elif len(self.reach):
-                rows = Attended(rows.query[:, self.reach], rows.key, rows.value)
-                term = joined_attention(rows, self.own, key, value, heads)
-                assert mask is not None
-                term *= mask if mask.shape[1] == 1 else mask[:, self.reach]
+                rows = rows._replace(query=rows.query[:, self.reach])
+                term = joined_attention(rows, self.own, key, value, heads) * mask[:, self.reach]
                 base[part].index_add_(1, self.reach, term, alpha=self.strength)
 
 

@@ -67,9 +67,7 @@ class BlockPatch:
         """A new patch that also does `injection`; this one stays as it is."""
         return replace(self, injections=(*self.injections, injection))
 
-    def ready(
-        self, call: CallState, foreseen: Foreseen, norms: Norms | None = None
-    ) -> ReadyBlock:
+    def ready(self, call: CallState, foreseen: Foreseen, norms: Norms | None = None) -> ReadyBlock:
         """The patch for one call of the model. foreseen: with one grid, that of the latents.
         norms: the block's own, for terms that share a softmax with the picture's own keys."""
 
@@ -144,9 +142,7 @@ class ReadyBlock(NamedTuple):
     @torch.compiler.disable()
     def _remade(self, query: Tensor) -> ReadyBlock:
         """For queries as they have come: another pack changes the rows inside the model."""
-        rows = self.foreseen._replace(
-            rows=query.shape[0], device=query.device, dtype=query.dtype
-        )
+        rows = self.foreseen._replace(rows=query.shape[0], device=query.device, dtype=query.dtype)
         for injection in self.patch.injections:
             injection.prepared(self.call, query)  # which says what is wrong with the width
         return self.patch.ready(self.call, rows, self.norms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from unittest import mock
 
@@ -136,14 +136,13 @@ def _pytorch_attention() -> Iterator[None]:
 
 
 def transformers(bench: Bench) -> Iterator[Row]:
-    """Every published adapter: counted work of a whole step, whose blocks have no numbers, and times
-    of one block of each kind."""
+    """Every published adapter: counted work of a whole step, and times of a block of each kind."""
     tiny = bench.options.base == "tiny"
     for kind in (kind.at(tiny) for kind in KINDS):
         single = 1 if kind.geometry.single else 0
         timed = Step(bench, kind, 1, single, bench.options.latent)
         plain, patched = timed.plain, timed.patched
-        took = bench.paired({"without": lambda: timed(plain), "with": lambda: timed(patched)})
+        took = bench.paired({"without": partial(timed, plain), "with": partial(timed, patched)})
         counts = {times: _whole(bench, kind, times * bench.options.latent) for times in (1, 2)}
         whole, added = counts[1]
         yield {
@@ -174,8 +173,8 @@ def _whole(bench: Bench, kind: Kind, latent: int) -> Tensor:
 
 
 def _held(kind: Kind, patched: Any) -> float:
-    """Bytes that a MODEL of all blocks holds, in half precision, from one of one block of each kind:
-    keys and values, or the modules that make them."""
+    """Bytes that a MODEL of all blocks holds, in half precision, from one of one block of each
+    kind: keys and values, or the modules that make them."""
     geometry = kind.geometry
     if geometry.kind == "SD3":
         state = kind.file(geometry, kind.features[-1], kind.tokens, SHAPES_ONLY, **kind.size)
