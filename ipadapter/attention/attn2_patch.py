@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .injection import Injection, Recorder, inject
+from .injection import Injection, Recorder
 from .rows import CallState, Extra
+from .terms import Foreseen, Term
 
 # Where a patch asks what it wraps to note the terms that patches of ours inside it have added.
 _DONE = "ip_adapter_done"
@@ -41,7 +42,7 @@ class StackedCallback:
         return always or call.sigma is None or self.end <= call.sigma <= self.start
 
 
-Term = Injection | StackedCallback
+Part = Injection | StackedCallback
 
 
 class AttentionPatch:
@@ -68,27 +69,17 @@ class AttentionPatch:
     @torch.compiler.disable()
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, extra_options: Extra) -> Tensor:
         """query: (rows, length, width); key, value: (rows, text tokens, width).
-        Returns query's shape."""
-        done: list[Term] = []
-        # What came after us may have kept our patch and call it: each term acts once.
-        inner = {**extra_options, _DONE: done} if self.previous else extra_options
-        base = (self.previous or self.attention)(query, key, value, inner)
+        Returns query's shape.
+
+        For callers that go past the model's own call, which has patches made ready.
+        """
         call = CallState.of_block(extra_options, query.shape[0])
-        owned = self.previous is None and call.fresh and _OVERRIDE not in extra_options
-        for injection in self.injections:
-            if injection not in done and injection.acts(call):
-                if self.recorder is not None:
-                    self.recorder(injection, query, extra_options, call)
-                base = inject(
-                    injection, base if owned else base.clone(), query, extra_options, call
-                )
-                owned = True
-        for term in self.stacked:
-            if term not in done and term.acts(call):
-                base = base + term.callback(base, query, key, value, extra_options, **term.kwargs)
-        if _DONE in extra_options:
-            extra_options[_DONE].extend((*done, *self.injections, *self.stacked))
-        return base
+        return ReadyPatch(self, call, ())(query, key, value, extra_options)
+
+    def ready(self, call: CallState, foreseen: Foreseen) -> ReadyPatch:
+        """The patch for one call of the model."""
+        terms = (Term.ready(one, call, foreseen) for one in self.injections)
+        return ReadyPatch(self, call, tuple(terms), foreseen)
 
     def with_injection(self, injection: Injection) -> AttentionPatch:
         """A new patch that also does `injection`; this one stays as it is."""
@@ -161,6 +152,70 @@ class AttentionPatch:
     def __deepcopy__(self, memo: dict[int, Any]) -> AttentionPatch:
         """Older hosts deep-copy model options on every clone; immutable content needs no copy."""
         return self
+
+
+class ReadyPatch:
+    """A patch in one call of the model, where its terms are ready."""
+
+    def __init__(
+        self,
+        patch: AttentionPatch,
+        call: CallState,
+        terms: tuple[Term, ...],
+        foreseen: Foreseen | None = None,
+    ) -> None:
+        """foreseen: what the terms are ready for; None where they are made in the block."""
+        self.patch, self.call = patch, call
+        self.terms, self.foreseen = terms, foreseen
+        self.before = patch.previous or patch.attention
+        self.chained = patch.previous is not None
+        self.fresh = call.fresh and patch.previous is None
+        self.stacked = tuple(one for one in patch.stacked if one.acts(call))
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, extra_options: Extra) -> Tensor:
+        """As the patch."""
+        done: list[Part] = []
+        # What came after us may have kept our patch and call it: each term acts once.
+        inner = {**extra_options, _DONE: done} if self.chained else extra_options
+        base = self.before(query, key, value, inner)
+        owned = self.fresh and _OVERRIDE not in extra_options
+        if self._fits(query):
+            for term in self.terms:
+                if term.counts and not _is_in(term.injection, done):
+                    base = term.added(base if owned else base.clone(), query, extra_options)
+                    owned = True
+        else:
+            base = self._unforeseen(base, owned, query, extra_options, done)
+        for one in self.stacked:
+            if not _is_in(one, done):
+                base = base + one.callback(base, query, key, value, extra_options, **one.kwargs)
+        if _DONE in extra_options:
+            extra_options[_DONE].extend((*done, *self.patch.injections, *self.patch.stacked))
+        return base
+
+    def _fits(self, query: Tensor) -> bool:
+        if self.foreseen is None or self.patch.recorder is not None:
+            return False
+        return self.foreseen.fits(query) and all(term.placed(query) for term in self.terms)
+
+    @torch.compiler.disable()
+    def _unforeseen(
+        self, base: Tensor, owned: bool, query: Tensor, extra: Extra, done: Sequence[Part]
+    ) -> Tensor:
+        """`base`, which may be overwritten if it is owned, with terms for queries as they have
+        come: where another pack changes rows or grid inside the model, or somebody records."""
+        for injection in self.patch.injections:
+            if injection.acts(self.call) and not _is_in(injection, done):
+                if self.patch.recorder is not None:
+                    self.patch.recorder(injection, query, extra, self.call)
+                term = Term.now(injection, query, extra, self.call)
+                base = term.added(base if owned else base.clone(), query, extra)
+                owned = True
+        return base
+
+
+def _is_in(part: Part, done: Sequence[Part]) -> bool:
+    return any(one is part for one in done)
 
 
 def _each_once(terms: Iterable[Any]) -> list[Any]:

@@ -6,18 +6,26 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import Problem
-from .decoupled import add_image_attention
 from .folding import KeyValue, LayerKeyValue, Norms
-from .mask import Factor, block_grid, mask_rows, warn_unplaced
+from .mask import block_grid, mask_rows, warn_unplaced
 from .rows import CallState, Extra, Rows
 from .sigmas import ALWAYS, WHOLE_RUN, PercentRange, SigmaRange
 
 Recorder = Callable[["Injection", Tensor, Extra, CallState], None]
+
+
+class Queries(NamedTuple):
+    """What the queries of a block will be. shape: (rows, length, width)."""
+
+    shape: tuple[int, int, int]
+    device: torch.device
+    dtype: torch.dtype
 
 
 class Place(str, Enum):
@@ -99,7 +107,7 @@ class Injection:
         """The same at another strength; device copies of keys and values stay shared."""
         return replace(self, strength=strength)
 
-    def prepared(self, call: CallState, query: Tensor) -> KeyValue:
+    def prepared(self, call: CallState, query: Tensor | Queries) -> KeyValue:
         """Keys and values on the query's device and dtype, one group of rows after another.
 
         (chunks, tokens, width) where a prompt serves whole chunks, else (rows, tokens, width). Made
@@ -115,7 +123,9 @@ class Injection:
             call.prepared[slot] = kept
         return kept[1]
 
-    def by_chunk(self, call: CallState, query: Tensor) -> Iterator[tuple[slice, KeyValue]]:
+    def by_chunk(
+        self, call: CallState, query: Tensor | Queries
+    ) -> Iterator[tuple[slice, KeyValue]]:
         """Like `prepared`, for rows that must not be given a token twice: all rows at once where
         cond and uncond have as many tokens, else one chunk after another."""
         layer, rows = self.layer_at(call), call.rows(query.shape[0])
@@ -126,9 +136,9 @@ class Injection:
         size = query.shape[0] // len(rows.is_cond)
         for number, is_cond in enumerate(rows.is_cond):
             part = slice(number * size, (number + 1) * size)
-            yield part, _gather(layer, (is_cond,), items, query[part])
+            yield part, _gather(layer, (is_cond,), items, query)
 
-    def mask_for(self, call: CallState, query: Tensor, extra: Extra) -> Tensor | None:
+    def mask_for(self, call: CallState, query: Tensor | Queries, extra: Extra) -> Tensor | None:
         """(1 or rows, length, 1) mask on the block's own grid, or None. Resized once per sampling
         run, grid and window."""
         if self.mask is None:
@@ -150,7 +160,7 @@ class Injection:
 
 
 def _gather(
-    layer: LayerKeyValue, chunks: Sequence[bool], items: Sequence[int], query: Tensor
+    layer: LayerKeyValue, chunks: Sequence[bool], items: Sequence[int], query: Tensor | Queries
 ) -> KeyValue:
     """Stack the rows' keys and values, then move them in one copy."""
     width = layer.cond.key.shape[-1]
@@ -174,37 +184,3 @@ def _pick(tensor: Tensor, items: Sequence[int], tokens: int) -> Tensor:
     that over one."""
     rows = tensor[[min(item, tensor.shape[0] - 1) for item in items]]
     return rows if rows.shape[1] == tokens else rows.repeat(1, tokens // rows.shape[1], 1)
-
-
-def inject(
-    injection: Injection, base: Tensor, query: Tensor, extra: Extra, call: CallState
-) -> Tensor:
-    """Add one adapter's image attention to `base`, which may be overwritten."""
-    mask = injection.mask_for(call, query, extra)
-    return add_term(injection, base, query, mask, extra, call)
-
-
-def add_term(
-    injection: Injection,
-    base: Tensor,
-    query: Tensor,
-    mask: Tensor | None,
-    extra: Extra,
-    call: CallState,
-) -> Tensor:
-    """Add one adapter's image attention where a mask (1 or rows, length, 1) lets it act, to `base`,
-    which may be overwritten."""
-    pair = injection.prepared(call, query)
-    heads = extra.get("n_heads")
-    if heads is None:
-        raise Problem.OTHER_PACK(
-            "The caller of this attention slot gives no n_heads in extra_options, so the image "
-            "prompt cannot split its heads. Sample with ComfyUI's own UNet."
-        )
-    factor = Factor(mask, injection.strength)
-    if extra.get("attn_precision") == torch.float32 and query.dtype != torch.float32:
-        wide = add_image_attention(
-            base.float(), query.float(), pair.key.float(), pair.value.float(), heads, factor
-        )
-        return wide.to(base.dtype)
-    return add_image_attention(base, query, pair.key, pair.value, heads, factor)

@@ -11,17 +11,19 @@ https://github.com/huggingface/diffusers/blob/58eb52c0803ea9af3abec60841c2a093bd
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn.functional import scaled_dot_product_attention
 
-from .folding import KeyValue, Norms
+from .folding import Norms
+from .injection import Injection
 
 
-@dataclass(frozen=True, eq=False)
-class Attended:
+class Attended(NamedTuple):
     """What a block attends with in the picture's rows, (rows, length, width) each, normalised."""
 
     query: Tensor
@@ -50,21 +52,54 @@ class Scales:
         return cls(query * key, query)
 
 
-def joined_attention(given: Attended, pair: KeyValue, scales: Scales, heads: int) -> Tensor:
-    """Attn(Nq(q), [Nk(k); K'], [v; V']): (rows, length, width). pair: (groups, tokens, width),
-    where `groups` divides rows."""
-    rows = given.query.shape[0]
+class JoinedTerm(NamedTuple):
+    """One injection, ready for the picture's rows of one block in one model call.
 
-    def keys(own: Tensor, image: Tensor, by: Scales | None) -> Tensor:
-        image = image.repeat_interleave(rows // image.shape[0], dim=0)
-        if by is not None:
-            own, image = _scaled(own, by.own, heads), _scaled(image, by.image, heads)
-        return rearrange(torch.cat([own, image], dim=1), "r l (h d) -> r h l d", h=heads)
+    parts: rows, keys and values of the image tokens, (rows, tokens, width) each, scaled. own: scale
+    of the picture's own keys, (width,). mask: of the whole term, weights of single latents
+    included, (1 or rows, positions, 1); None without either. reach: positions where it is not zero
+    in every row, None where they are most. acts, strength, gate: as those of a Term.
+    """
 
-    query = rearrange(given.query, "r l (h d) -> r h l d", h=heads)
-    key, value = keys(given.key, pair.key, scales), keys(given.value, pair.value, None)
+    injection: Injection
+    parts: tuple[tuple[slice, Tensor, Tensor], ...]
+    own: Tensor
+    mask: Tensor | None
+    reach: Tensor | None
+    acts: bool
+    strength: float
+    gate: Tensor
+
+    @property
+    def counts(self) -> bool:
+        """Whether the term has to be computed. A second attention over the whole picture is too
+        much for a closed gate, so ranges are a matter of the graph here."""
+        return self.acts
+
+    def add_(self, base: Tensor, given: Attended, heads: int) -> None:
+        """Add the term to `base`, the picture's rows, in place. base: (rows, length, width)."""
+        for part, key, value in self.parts:
+            mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[part]
+            rows = given.rows(part)
+            if is_compiling():  # how many positions a mask lets act is no matter of the graph
+                term = joined_attention(rows, self.own, key, value, heads) * self.gate
+                base[part].add_(term if mask is None else term * mask)
+            elif mask is None or self.reach is None:
+                term = joined_attention(rows, self.own, key, value, heads)
+                base[part].add_(term if mask is None else term * mask, alpha=self.strength)
+            elif len(self.reach):
+                rows = rows._replace(query=rows.query[:, self.reach])
+                term = joined_attention(rows, self.own, key, value, heads) * mask[:, self.reach]
+                base[part].index_add_(1, self.reach, term, alpha=self.strength)
+
+
+def joined_attention(
+    given: Attended, own: Tensor, ip_key: Tensor, ip_value: Tensor, heads: int
+) -> Tensor:
+    """Attn(Nq(q), [Nk(k); K'], [v; V']): (rows, length, width). own: what scales the picture's own
+    keys, (width,). ip_key, ip_value: (rows, tokens, width), scaled."""
+    key, value = torch.cat([given.key * own, ip_key], 1), torch.cat([given.value, ip_value], 1)
+    query, key, value = (
+        rearrange(part, "r l (h d) -> r h l d", h=heads) for part in (given.query, key, value)
+    )
     return rearrange(scaled_dot_product_attention(query, key, value), "r h l d -> r l (h d)")
-
-
-def _scaled(tensor: Tensor, factor: Tensor, heads: int) -> Tensor:
-    return tensor * factor.to(tensor).repeat(heads)

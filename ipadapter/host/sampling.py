@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention.rows import CALL_KEY, RUN_KEY, CallState, Crop, Extra, items_of
-from .slots import attention_is_fresh, reclaim, slots_of, with_slots
+from ..attention.terms import Foreseen
+from .slots import attention_is_fresh, ready, reclaim, slots_of, with_slots
 
 logger = logging.getLogger("ipadapter")
 
@@ -30,6 +32,8 @@ HOOKS_KEY = "ip_adapter_hooks"
 CARRIER_KEY = "ip_adapter_carrier"
 # Among what a run prepares: that terms were put around blocks, and that a block ran with them.
 CARRIED, ACTED = "terms were put around blocks", "a block ran with its terms"
+
+_LEVELS = 4  # of a UNet: each halves the latents
 
 
 class Label(NamedTuple):
@@ -246,14 +250,46 @@ def _label_call(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """APPLY_MODEL wrapper: what is the same for all blocks of this call."""
     given = [*args, *(kwargs.pop(name, None) for name in _APPLY_MODEL[len(args) :])]
     options = dict(given[_OPTIONS] or {})
-    options[CALL_KEY] = _call_state(options, x, executor)
+    call = options[CALL_KEY] = _call_state(options, x, executor)
     for hooked in options.pop(HOOKS_KEY, ()):
         options = hooked(options)
-    if carrier := options.get(CARRIER_KEY):
-        network = getattr(getattr(executor, "class_obj", None), "diffusion_model", None)
-        options = carrier.carried(options, x, network)
+    model = getattr(executor, "class_obj", None)
+    if slots := slots_of(options):
+        options = with_slots(options, ready(slots, call, _foreseen(model, x)))
     given[_OPTIONS] = options
-    return executor(x, *given, **kwargs)
+    if (carrier := options.get(CARRIER_KEY)) is None:
+        return executor(x, *given, **kwargs)
+    return _carried(carrier, executor, x, given, kwargs)
+
+
+def _carried(carrier: Any, executor: Any, x: Tensor, given: list[Any], kwargs: Any) -> Any:
+    """A call of a transformer, with image prompts around its blocks."""
+    model, options = getattr(executor, "class_obj", None), given[_OPTIONS]
+    network = getattr(model, "diffusion_model", None)
+    carried = carrier.carried(options, network, x, compute_dtype(model, x))
+    if carried is None:
+        return executor(x, *given, **kwargs)
+    given[_OPTIONS] = carried.options
+    try:
+        return executor(x, *given, **kwargs)
+    finally:
+        carried.report(options[CALL_KEY].prepared)
+
+
+def _foreseen(model: Any, latents: Tensor) -> Foreseen:
+    """What the queries of a UNet's blocks will be. latents: that the model is given."""
+    grids, (height, width) = [], latents.shape[-2:]
+    for _ in range(_LEVELS):
+        grids.append((height, width))
+        height, width = -(-height // 2), -(-width // 2)
+    return Foreseen(latents.shape[0], latents.device, compute_dtype(model, latents), grids)
+
+
+def compute_dtype(model: Any, latents: Tensor) -> torch.dtype:
+    """What a model computes in."""
+    told = getattr(model, "get_dtype_inference", None) or getattr(model, "get_dtype", None)
+    cast = getattr(model, "manual_cast_dtype", None)
+    return cast or (latents.dtype if told is None else told())
 
 
 def _call_state(options: Mapping[str, Any], x: Tensor, executor: Any) -> CallState:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..attention.attn2_patch import AttentionPatch, Replacement
 from ..attention.injection import Injection, Recorder
-from ..attention.rows import Extra
+from ..attention.rows import CallState, Extra
+from ..attention.terms import Foreseen
 from ..bases.layout import BlockId, Layer
 from ..errors import Problem
 
@@ -39,6 +40,13 @@ def with_slots(options: Mapping[str, Any], slots: Slots) -> dict[str, Any]:
     """Copy of transformer options that holds other attn2 slots; the given ones stay as they are."""
     replaced = {**options.get("patches_replace", {}), "attn2": dict(slots)}
     return {**options, "patches_replace": replaced}
+
+
+def ready(slots: Slots, call: CallState, foreseen: Foreseen) -> dict[SlotKey, Any]:
+    """The slots of one model call, whose patches have their terms ready."""
+    patches = {id(p): p for p in slots.values() if isinstance(p, AttentionPatch)}
+    made = {key: patch.ready(call, foreseen) for key, patch in patches.items()}
+    return {key: made.get(id(patch), patch) for key, patch in slots.items()}
 
 
 def recorded(slots: Slots, recorder: Recorder) -> dict[SlotKey, Any]:

@@ -3,6 +3,7 @@
     python scripts/python.py tests/bench/run.py attention      one cross-attention call, every shape
     python scripts/python.py tests/bench/run.py unet           a whole UNet forward, timed
     python scripts/python.py tests/bench/run.py work           the same, counted: FLOP and bytes
+    python scripts/python.py tests/bench/run.py transformers   Flux and SD3.5: counted, timed
     python scripts/python.py tests/bench/run.py sample         a whole sampling run
     python scripts/python.py tests/bench/run.py apply          Apply from a file, and another weight
     python scripts/python.py tests/bench/run.py load           loading an adapter
@@ -43,6 +44,7 @@ COMMANDS = {
     "attention": "calls",
     "unet": "models",
     "work": "models",
+    "transformers": "transformers",
     "sample": "models",
     "growth": "models",
     "frames": "models",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.hosts.compose import SKIPPED
+from support.hosts.neighbours import windowed_model
 from support.hosts.scene import Scene, picture
 from support.models.transformer_adapters import instantx, sd3, xlabs
 from support.models.transformers import TINY_FLUX, TINY_SD3
@@ -147,3 +148,43 @@ def test_words_beside_pictures(flux: Scene) -> None:
     ones = flux.sample(flux.apply(attn_mask=torch.ones(1, 16, 16)), positive=longer)
     whole = flux.sample(flux.apply(), positive=longer)
     assert difference(ones, whole) < ROUNDING
+
+
+HALVES = torch.zeros(4, 16, 16)  # a mask for each of four latents
+for number in range(4):
+    HALVES[number, :, 3 * number : 3 * number + 5] = 1.0
+
+
+def test_a_latent_of_a_batch_is_what_it_is_alone(scene: Scene) -> None:
+    """With a mask for each latent, and alone with its own; at CFG 1 too."""
+    alone = {"samples": scene.latents, "batch_index": [2]}
+    for cfg in (4.0, 1.0):
+        batch = scene.sample(scene.apply(attn_mask=HALVES), batch=4, cfg=cfg)
+        one = scene.apply(attn_mask=HALVES[2:3])
+        assert difference(batch[2:3], scene.sample(one, latent_image=alone, cfg=cfg)) < ROUNDING
+        assert difference(batch, scene.sample(batch=4, cfg=cfg)) > VISIBLE
+
+
+def test_a_negative_picture_acts_above_cfg_one_only(scene: Scene) -> None:
+    models = [scene.apply(image_negative=picture(seed)) for seed in (8, 9)]
+    guided, single = ([scene.sample(one, cfg=cfg) for one in models] for cfg in (4.0, 1.0))
+    assert difference(*guided) > VISIBLE / 10
+    assert torch.equal(*single)
+
+
+def test_windows_of_a_batch_follow_their_latents(scene: Scene) -> None:
+    """Pictures know nothing of each other, so that windows of them are the whole batch."""
+    model = windowed_model(scene.host, scene.model)
+    masks = torch.cat([HALVES, HALVES[:2].flip(-1)])
+    whole, windowed = (
+        scene.sample(scene.apply(one, attn_mask=masks), batch=6, steps=5)
+        for one in (scene.model, model)
+    )
+    assert difference(windowed, whole) < ROUNDING
+
+
+def test_half_precision_stays_close(scene: Scene) -> None:
+    half = scene.model.clone()
+    half.set_model_compute_dtype(torch.bfloat16)
+    plain = difference(scene.sample(half), scene.sample())
+    assert 0 < difference(scene.sample(scene.apply(half)), scene.sample(scene.apply())) < 2 * plain

@@ -14,6 +14,7 @@ from support.models.transformers import (
     TINY_CHROMA,
     TINY_FLUX,
     TINY_SD3,
+    WIDE_FLUX,
     WIDE_SD3,
     Geometry,
     Pair,
@@ -235,12 +236,30 @@ def test_a_block_of_sd3_at_its_real_width(core: Any, noted: Any) -> None:
     assert noted(f"{WIDE_SD3.name}, InstantX", difference(ours, sd3_output(pair, case))) < 2e-4
 
 
+@pytest.mark.slow
+def test_blocks_of_flux_at_their_real_width(core: Any, noted: Any) -> None:
+    pair, case = build_pair(WIDE_FLUX), xlabs_case(WIDE_FLUX)
+    ours = model_output(pair, pack_model(pair, case, core))
+    assert difference(ours, model_output(pair, pair.model)) > 0.01
+    assert noted(f"{WIDE_FLUX.name}, XLabs", difference(ours, xlabs_output(pair, case))) < 2e-4
+
+
+def test_a_mask_on_sd3_equals_the_reference_with_a_scale_per_position(
+    core: Any, noted: Any
+) -> None:
+    pair, case = pair_of(TINY_SD3), replace(sd3_case(TINY_SD3), mask=MASK)
+    ours = model_output(pair, pack_model(pair, case, core))
+    whole = model_output(pair, pack_model(pair, replace(case, mask=None), core))
+    assert difference(ours, whole) > 0.01
+    assert noted(f"{TINY_SD3.name}, mask", difference(ours, sd3_output(pair, case))) < TOLERANCE
+
+
 def test_the_blocks_own_norm_left_in_fails_the_judge(
     core: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What normalises twice: the published port did."""
     pair, case = pair_of(TINY_SD3), sd3_case(TINY_SD3)
     none = core("attention.folding").Norms(*torch.ones(2, TINY_SD3.head_dim))
-    monkeypatch.setattr(core("host.bases.sd3")._Run, "norms", none)
+    monkeypatch.setattr(core("host.bases.sd3"), "_norms", lambda _network, _layer: none)
     wrong = model_output(pair, pack_model(pair, case, core))
     assert difference(wrong, sd3_output(pair, case)) > 1000 * TOLERANCE

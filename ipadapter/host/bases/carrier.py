@@ -3,21 +3,22 @@ around its blocks, over whoever holds the blocks' slots by then."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...attention.injection import Injection, Recorder
+from ...attention.injection import Injection, Place, Recorder
 from ...attention.rows import CALL_KEY, CallState
+from ...attention.terms import Foreseen
 from ...attention.transformer_patch import BlockPatch
 from ...bases.layout import Layer, Layout
 from ..sampling import ACTED, CARRIED
 from .flux import FLUX_KIND
 from .sd3 import SD3_KIND
-from .transformer import Args, Around, Block, Frame, Kind
+from .transformer import Args, Around, Block, Frame, Kind, warn_unseen
 
 _KINDS = (FLUX_KIND, SD3_KIND)
 _KIND_OF = {name: kind for kind in _KINDS for name in kind.slots}  # by the names of blocks
@@ -29,6 +30,22 @@ def read_transformer(network: Any) -> Layout | None:
     """The layout of a transformer in which adapters act; None for any other network."""
     layouts = (kind.read(network) for kind in _KINDS)
     return next((layout for layout in layouts if layout is not None), None)
+
+
+class Carried(NamedTuple):
+    """Options of a model call that carry image prompts, and what its blocks make known."""
+
+    options: dict[str, Any]
+    frame: Frame
+
+    def report(self, prepared: MutableMapping[Any, Any]) -> None:
+        """After the call: note for the sampling run what was seen. Blocks do not: compiled ones
+        leave the run's own state alone."""
+        prepared[CARRIED] = True
+        if self.frame.acted:
+            prepared[ACTED] = True
+        if self.frame.unseen is not None:
+            warn_unseen(self.frame.unseen, prepared)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,52 +67,54 @@ class Carrier:
         shown = {layer: replace(one, recorder=recorder) for layer, one in self.placed.items()}
         return Carrier(shown)
 
-    def carried(self, options: Mapping[str, Any], latents: Tensor, network: Any) -> dict[str, Any]:
-        """Options of one model call, with the terms around their blocks. latents: that the network
-        is given."""
+    def carried(
+        self, options: Mapping[str, Any], network: Any, latents: Tensor, dtype: torch.dtype
+    ) -> Carried | None:
+        """Options of one model call, with the terms around their blocks; None if there are none.
+        latents: that the network is given. dtype: that it computes in."""
         call: CallState = options[CALL_KEY]
-        acting = {
+        placed = {
             layer: patch
             for layer, patch in self.placed.items()
-            if any(injection.acts(call) for injection in patch.injections)
+            if any(one.place is not Place.JOINED or one.acts(call) for one in patch.injections)
         }
-        if not acting:
-            return dict(options)
-        call.prepared[CARRIED] = True
-        kind = _KIND_OF[next(iter(acting)).block.name]
-        frame = _frame(kind, latents, network)
+        if not placed:
+            return None
+        kind = _KIND_OF[next(iter(placed)).block.name]
+        frame = _frame(kind, network, latents, call)
+        foreseen = Foreseen(latents.shape[0], latents.device, dtype, [frame.grid])
         replaced = options.get("patches_replace", {})
         held: dict[Any, Any] = dict(replaced.get("dit", {}))
-        for layer, patch in acting.items():
+        for layer, patch in placed.items():
             key = (kind.slots[layer.block.name], layer.block.number)
-            held[key] = _over(held.get(key), Around(layer, patch, frame, call), kind)
+            ready = patch.ready(call, foreseen, kind.norms(network, layer))
+            held[key] = _over(held.get(key), Around(layer, ready, frame), kind)
         for key in {
-            kind.told_by[one.block.name] for one in acting if one.block.name in kind.told_by
+            kind.told_by[one.block.name] for one in placed if one.block.name in kind.told_by
         }:
             held[key] = _noting_text(held.get(key), frame)
-        return {**options, "patches_replace": {**replaced, "dit": held}}
+        return Carried({**options, "patches_replace": {**replaced, "dit": held}}, frame)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Carrier:
         """Older hosts deep-copy model options on every clone; immutable content needs no copy."""
         return self
 
 
-def _frame(kind: Kind, latents: Tensor, network: Any) -> Frame:
+def _frame(kind: Kind, network: Any, latents: Tensor, call: CallState) -> Frame:
     side = kind.patch_size(network)
     height, width = (-(-size // side) for size in latents.shape[-2:])
-    return Frame(network, (height, width), tuple(latents.shape))
+    return Frame((height, width), tuple(latents.shape), call.fresh)
 
 
 def _over(holder: Holder | None, around: Around, kind: Kind) -> Holder:
     """What goes into a block's slot: the block with its terms, inside whatever held the slot."""
 
-    @torch.compiler.disable(recursive=False)
     def run(args: Args, extra: Mapping[str, Any]) -> dict[str, Any]:
         original: Block = extra["original_block"]
-        around.call.prepared[ACTED] = True
+        around.frame.acted = True
 
         def block(given: Args) -> dict[str, Any]:
-            return kind.carry(around, original, given)
+            return kind.carry(around, original, given) if around.ready.counts() else original(given)
 
         if holder is None:
             return block(args)

@@ -15,11 +15,10 @@ from comfy.ldm.flux.model import Flux
 from einops import rearrange
 from torch import Tensor
 
-from ...attention.injection import Place
-from ...attention.transformer_patch import unroped
+from ...attention.transformer_patch import counted, unroped
 from ...bases.flux import CHROMA, DOUBLE, FLUX, SINGLE, flux_layout
 from ...bases.layout import Layout
-from .transformer import Args, Around, Block, Kind, warn_unseen, with_override, with_patches
+from .transformer import Args, Around, Block, Kind, with_override, with_patches
 
 # Whether blocks call `attn1_patch` and `attn1_output_patch`, which came with 0.17.
 _TELLS = "attn1_output_patch" in DoubleStreamBlock.forward.__code__.co_consts
@@ -67,12 +66,12 @@ class _Run:
     def finish(self, output: Tensor, _extra: Any = None) -> Tensor:
         """An `attn1_output_patch`: the attention's output, (rows, length, width), with terms."""
         around = self.around
-        if self.query is None or not around.acts(Place.IN_ATTENTION):
+        if self.query is None or not counted(around.ready.inside):
             return output
-        output = output if around.call.fresh else output.clone()
+        output = output if around.frame.fresh else output.clone()
         part = output[:, self.start :]
         sight = around.sight(self.text - self.start)
-        added = around.patch.added(Place.IN_ATTENTION, part, self.query, sight, around.call)
+        added = around.ready.added_inside(part, self.query, sight)
         if added is not part:
             output[:, self.start :] = added
         return output
@@ -89,11 +88,10 @@ class _Run:
     def after(self, image: Tensor) -> Tensor:
         """The rows of the picture as the block leaves them, with their terms."""
         around = self.around
-        if self.query is None or not around.acts(Place.AFTER_BLOCK):
+        if self.query is None or not counted(around.ready.after):
             return image
         # A copy: who wraps the block may have kept what it gave.
-        given = (image.clone(), self.query, around.sight(0), around.call)
-        return around.patch.added(Place.AFTER_BLOCK, *given)
+        return around.ready.added_after(image.clone(), self.query, around.sight(0))
 
 
 def _text_rows(around: Around, args: Args) -> int:
@@ -108,7 +106,7 @@ def _carry(around: Around, block: Block, args: Args) -> dict[str, Any]:
     run = _Run(around, args)
     out = block({**args, "transformer_options": run.options(args["transformer_options"])})
     if run.query is None:
-        warn_unseen(around)
+        around.frame.unseen = around.layer
     if around.layer.block.name == DOUBLE:
         return {**out, "img": run.after(out["img"])}
     return out

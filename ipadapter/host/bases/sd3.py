@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ...attention.folding import Norms
 from ...attention.joined import Attended
-from ...bases.layout import Layout
+from ...bases.layout import Layer, Layout
 from ...bases.sd3 import JOINT, sd3_layout
-from .transformer import Args, Around, Block, Kind, warn_unseen, with_override
+from .transformer import Args, Around, Block, Kind, with_override
 
 
 def read_sd3(network: Any) -> Layout | None:
@@ -45,16 +45,15 @@ class _Run:
         around = self.around
         value = value if value.ndim == 3 else value.flatten(-2)
         given = Attended(*(part[:, self.text :] for part in (query, key, value)))
-        output = output if around.call.fresh else output.clone()
-        around.patch.joined(output[:, self.text :], given, self.norms, around.sight(0), around.call)
+        output = output if around.frame.fresh else output.clone()
+        around.ready.add_joined_(output[:, self.text :], given, around.sight(0))
         return output
 
-    @property
-    def norms(self) -> Norms:
-        """The block's own, as the network that samples has them."""
-        block = self.around.frame.network.joint_blocks[self.around.layer.block.number]
-        attention = block.x_block.attn
-        return Norms(attention.ln_q.weight, attention.ln_k.weight)
+
+def _norms(network: Any, layer: Layer) -> Norms:
+    """A block's own, as the network that samples has them."""
+    attention = network.joint_blocks[layer.block.number].x_block.attn
+    return Norms(attention.ln_q.weight, attention.ln_k.weight)
 
 
 def _carry(around: Around, block: Block, args: Args) -> dict[str, Any]:
@@ -63,8 +62,14 @@ def _carry(around: Around, block: Block, args: Args) -> dict[str, Any]:
     options = with_override(args["transformer_options"], run.attended)
     out = block({**args, "transformer_options": options})
     if not run.seen:
-        warn_unseen(around)
+        around.frame.unseen = around.layer
     return out
 
 
-SD3_KIND = Kind(read_sd3, {JOINT: "double_block"}, _carry, lambda network: network.patch_size)
+SD3_KIND = Kind(
+    read_sd3,
+    {JOINT: "double_block"},
+    _carry,
+    lambda network: network.patch_size,
+    norms=lambda network, layer: _norms(network, layer),
+)

@@ -8,15 +8,14 @@ are.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ...attention.injection import Place
-from ...attention.rows import CallState
-from ...attention.transformer_patch import BlockPatch, Sight
+from ...attention.folding import Norms
+from ...attention.transformer_patch import ReadyBlock, Sight
 from ...bases.layout import Layer, Layout
 
 logger = logging.getLogger("ipadapter")
@@ -32,30 +31,29 @@ Attended = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # query, key, val
 @dataclass(eq=False)
 class Frame:
     """What the blocks of one model call have in common. grid: of the latents' patches; latents:
-    their shape; text: rows of text, as far as a block has told it."""
+    their shape. fresh: whether the host's attention gives a tensor that nobody else holds. text:
+    rows of text, as far as a block has told it. acted: whether a block ran with its terms; unseen:
+    the first that hid its attention."""
 
-    network: Any
     grid: tuple[int, int]
     latents: tuple[int, ...]
+    fresh: bool
     text: int = 0
+    acted: bool = False
+    unseen: Layer | None = None
 
 
 class Around(NamedTuple):
     """A block, its terms, and the model call that it is part of."""
 
     layer: Layer
-    patch: BlockPatch
+    ready: ReadyBlock
     frame: Frame
-    call: CallState
 
     def sight(self, text: int) -> Sight:
         """What the block's rows are. text: rows of text that come first."""
         where = (self.layer.part, self.layer.block.number)
         return Sight(self.layer.heads, text, self.frame.grid, where, self.frame.latents)
-
-    def acts(self, place: Place) -> bool:
-        """Whether a term of this place acts at the call's noise level."""
-        return any(self.patch.acting((place,), self.call))
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,8 @@ class Kind:
     read: its layout, None for a network of another kind. slots: the host's name for the slots of
     the blocks that a layout calls so. carry: runs a block, given its arguments, with its terms.
     patch_size: side of the square of latents that is a token. told_by: for blocks that are not told
-    how many rows are text, the slot of one that is.
+    how many rows are text, the slot of one that is. norms: a block's own, as the network that
+    samples has them.
     """
 
     read: Callable[[Any], Layout | None]
@@ -73,6 +72,7 @@ class Kind:
     carry: Callable[[Around, Block, Args], dict[str, Any]]
     patch_size: Callable[[Any], int]
     told_by: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    norms: Callable[[Any, Layer], Norms | None] = lambda _network, _layer: None
 
 
 def with_override(options: Mapping[str, Any], attended: Attended) -> dict[str, Any]:
@@ -104,14 +104,14 @@ def with_patches(options: Mapping[str, Any], **patches: Callable[..., Any]) -> d
     return {**options, "patches": {**before, **added}}
 
 
-def warn_unseen(around: Around) -> None:
+def warn_unseen(layer: Layer, prepared: MutableMapping[Any, Any]) -> None:
     """Say once per sampling run that a block's attention went past the host."""
-    if _WARNED not in around.call.prepared:
-        around.call.prepared[_WARNED] = True
+    if _WARNED not in prepared:
+        prepared[_WARNED] = True
         logger.warning(
             "The image prompt does not act in block %s %d, and perhaps in others: another pack "
             "computes the attention there without the host's optimized_attention. Remove that "
             "pack's node.",
-            around.layer.block.name,
-            around.layer.block.number,
+            layer.block.name,
+            layer.block.number,
         )

@@ -14,7 +14,14 @@ from ipadapter.attention.folding import KeyValue, LayerKeyValue, Norms
 from ipadapter.attention.injection import Injection, LayerOverTime, Place
 from ipadapter.attention.joined import Attended
 from ipadapter.attention.rows import CallState
-from ipadapter.attention.transformer_patch import BlockPatch, Sight, spread_mask, unroped
+from ipadapter.attention.terms import Foreseen, Term
+from ipadapter.attention.transformer_patch import (
+    BlockPatch,
+    ReadyBlock,
+    Sight,
+    spread_mask,
+    unroped,
+)
 
 HEADS, DIM, TEXT, GRID = 2, 8, 3, (2, 4)
 WIDTH, PIXELS, OTHERS = HEADS * DIM, 8, 2  # OTHERS: rows of a reference picture
@@ -39,9 +46,26 @@ def call(rows: int = 2) -> CallState:
     return CallState((False, True), tuple(range(rows // 2)), batch=rows)
 
 
+def foreseen(rows: int, dtype: torch.dtype = torch.float32) -> Foreseen:
+    return Foreseen(rows, torch.device("cpu"), dtype, [GRID])
+
+
+def ready(patch: BlockPatch, rows: int = 2) -> ReadyBlock:
+    return patch.ready(call(rows), foreseen(rows))
+
+
+def joined(patch: BlockPatch, base: Tensor, given: Attended, norms: Norms) -> Tensor:
+    """The picture's rows with the terms that share a softmax with their own keys."""
+    rows = len(base)
+    made = patch.ready(call(rows), foreseen(rows, base.dtype), norms)
+    made.add_joined_(base, given, sight(0))
+    return base
+
+
 def test_a_mask_has_its_mean_over_the_text_and_nothing_over_other_pictures() -> None:
     injection = Injection(LayerKeyValue(pair(1), pair(3)), mask=MASK)
-    spread = spread_mask(injection, random(2, LENGTH, WIDTH), sight(), call())
+    term = Term.ready(injection, call(), foreseen(2))
+    spread = spread_mask(term, random(2, LENGTH, WIDTH), sight(), call())
     assert spread is not None and spread.shape == (1, LENGTH, 1)
     text, grid, rest = spread[0, :, 0].split((TEXT, PIXELS, OTHERS))
     assert torch.allclose(text, MASK.mean().expand(TEXT))
@@ -55,7 +79,7 @@ def test_two_masks_that_make_up_the_picture_make_up_every_row() -> None:
     whole = BlockPatch((Injection(layer, place=Place.IN_ATTENTION),))
 
     def added(patch: BlockPatch) -> Tensor:
-        return patch.added(Place.IN_ATTENTION, base.clone(), query, sight(), call())
+        return ready(patch).added_inside(base.clone(), query, sight())
 
     inside = slice(TEXT + PIXELS)  # other pictures belong to neither half
     one, both = added(whole), added(BlockPatch(tuple(halves)))
@@ -65,9 +89,12 @@ def test_two_masks_that_make_up_the_picture_make_up_every_row() -> None:
 
 @pytest.mark.parametrize("place", [Place.AFTER_BLOCK, Place.IN_ATTENTION])
 def test_a_term_of_another_place_is_left_to_it(place: Place) -> None:
-    patch = BlockPatch((Injection(LayerKeyValue(pair(1), pair(3)), place=Place.JOINED),))
-    base = random(2, LENGTH, WIDTH)
-    assert patch.added(place, base, random(2, LENGTH, WIDTH), sight(), call()) is base
+    patch = ready(BlockPatch((Injection(LayerKeyValue(pair(1), pair(3)), place=place),)))
+    base, query = random(2, LENGTH, WIDTH), random(2, LENGTH, WIDTH)
+    inside, after = patch.added_inside, patch.added_after
+    left, taken = (inside, after) if place is Place.AFTER_BLOCK else (after, inside)
+    assert left(base, query, sight()) is base
+    assert not torch.equal(taken(base.clone(), query, sight()), base)
 
 
 def over_time(weights: Sequence[float], cond: KeyValue, uncond: KeyValue, norms: Norms) -> Any:
@@ -90,7 +117,7 @@ def test_joined_rows_equal_naive_attention(weights: tuple[float, ...], tokens: i
     given = Attended(normalised(raw[0], block.query), normalised(raw[1], block.key), raw[2])
     base = random(4, PIXELS, WIDTH, seed=40)
     patch = BlockPatch((over_time(weights, cond, uncond, own),))
-    out = patch.joined(base.clone(), given, block, sight(0), call(4))
+    out = joined(patch, base.clone(), given, block)
     query, key = normalised(raw[0], own.query), normalised(raw[1], own.key)
     for row in range(4):
         chosen = cond if row >= 2 else uncond
@@ -110,7 +137,7 @@ def test_half_precision_stays_close_and_norms_are_compared_in_full() -> None:
         given = Attended(*(part.to(dtype) for part in raw))
         norms = Norms(block.query.to(dtype), block.key.to(dtype))
         base = torch.zeros(2, PIXELS, WIDTH, dtype=dtype)
-        return patch.joined(base, given, norms, sight(0), call())
+        return joined(patch, base, given, norms)
 
     exact, half = out(torch.float32), out(torch.bfloat16)
     assert half.dtype is torch.bfloat16
@@ -123,7 +150,7 @@ def test_a_channel_that_the_block_silences_stays_silent() -> None:
     query = normalised(random(2, PIXELS, WIDTH), block.query)
     given = Attended(query, random(2, PIXELS, WIDTH, seed=1), random(2, PIXELS, WIDTH, seed=2))
     patch = BlockPatch((over_time((1.0,), pair(1), pair(3), own),))
-    out = patch.joined(torch.zeros(2, PIXELS, WIDTH), given, block, sight(0), call())
+    out = joined(patch, torch.zeros(2, PIXELS, WIDTH), given, block)
     assert torch.isfinite(out).all()
 
 

@@ -301,14 +301,14 @@ def attention_couple(host: Any, scene: Scene) -> Scene:
     return scene.but(model=model, reference=reference)
 
 
-def context_windows(host: Any, scene: Scene) -> Scene:
-    """Core context windows over the batch."""
+def windowed_model(host: Any, model: Any) -> Any:
+    """A MODEL that samples a batch in core's context windows of four."""
     # Newer hosts want to be told whether noise is the same in every window.
     newer = set(host.node("ContextWindowsManual").INPUT_TYPES()["required"]) & {"freenoise"}
-    (model,) = host.call(
+    return host.call(
         "ContextWindowsManual",
         **dict.fromkeys(newer, False),
-        model=scene.model,
+        model=model,
         context_length=4,
         context_overlap=1,
         context_schedule="standard_static",
@@ -316,7 +316,12 @@ def context_windows(host: Any, scene: Scene) -> Scene:
         closed_loop=False,
         fuse_method="pyramid",
         dim=0,
-    )
+    )[0]
+
+
+def context_windows(host: Any, scene: Scene) -> Scene:
+    """Core context windows over the batch."""
+    model = windowed_model(host, scene.model)
     # Five steps: the host (0.3.75) compares all noise levels with all latents' at once, which fails
     # unless there are as many latents as levels.
     return scene.but(model=model, batch=6, steps=5)

@@ -90,6 +90,23 @@ def build_pair(geometry: Geometry, seed: int = 0) -> Pair:
     return Pair(geometry, reference, _MODELS[geometry.kind](geometry, reference.state_dict()))
 
 
+def random_model(geometry: Geometry, device: str = "cpu") -> Any:
+    """The host's MODEL alone, with random weights; on the meta device without any."""
+    import comfy.ldm.flux.model
+    from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
+
+    classes: dict[str, Any] = {
+        "Flux": (comfy.ldm.flux.model.Flux, flux_config),
+        "SD3": (OpenAISignatureMMDITWrapper, sd3_config),
+    }
+    kind, config_of = classes[geometry.kind]
+    config = config_of(geometry)
+    network = _network(kind, config, device)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    return _patcher(network, geometry.kind, config)
+
+
 def randomise(module: torch.nn.Module, seed: int) -> None:
     """Every parameter at random, those of one dimension around 1 for norms and around 0 else."""
     generator = torch.Generator().manual_seed(seed)
@@ -276,10 +293,10 @@ def _last_block(names: Mapping[str, Any], geometry: Geometry) -> dict[str, Any]:
     return found
 
 
-def _network(kind: Callable[..., Any], config: Mapping[str, Any]) -> Any:
+def _network(kind: Callable[..., Any], config: Mapping[str, Any], device: str = "cpu") -> Any:
     import comfy.ops
 
-    return kind(**config, device="cpu", dtype=torch.float32, operations=comfy.ops.manual_cast)
+    return kind(**config, device=device, dtype=torch.float32, operations=comfy.ops.manual_cast)
 
 
 def _fill(network: Any, names: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:

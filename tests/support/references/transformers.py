@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..models.transformers import TEXT_TOKENS, Pair
+from .sampler import on_grid
 
 TIME = 0.6  # of the noise schedule, from 1 to 0
 
@@ -144,6 +145,23 @@ def _sd3_with(pair: Pair, resampler: Any, features: Tensor) -> Tensor:
     return reference_output(pair, {"ip_hidden_states": tokens, "temb": moment})
 
 
+@dataclass(frozen=True, eq=False)
+class ByPosition:
+    """A scale per row of the picture, where `diffusers` asks a number whether it is not 0 and then
+    multiplies by it. factor: (1, positions, 1)."""
+
+    factor: Tensor
+
+    @classmethod
+    def of(cls, pair: Pair, mask: Tensor, scale: float) -> ByPosition:
+        """mask: (1, height, width)."""
+        height, width = pair.latents().shape[-2:]
+        return cls(scale * on_grid(mask[0], (height // 2, width // 2)).reshape(1, -1, 1))
+
+    def __rmul__(self, term: Tensor) -> Tensor:
+        return term * self.factor
+
+
 def sd3_output(pair: Pair, case: Case) -> Tensor:
     """What `diffusers` predicts with one adapter of SD3.5's kind: row 0 uncond, row 1 cond."""
     network, plain = pair.reference, dict(pair.reference.attn_processors)
@@ -155,7 +173,10 @@ def sd3_output(pair: Pair, case: Case) -> Tensor:
     try:
         processors = network._convert_ip_adapter_attn_to_diffusers(halves["ip_adapter"], False)
         for number, processor in enumerate(processors.values()):
-            processor.scale = weight if isinstance(weight, (int, float)) else weight[number]
+            scale = weight if isinstance(weight, (int, float)) else weight[number]
+            processor.scale = (
+                scale if case.mask is None else ByPosition.of(pair, case.mask, scale)
+            )
         network.set_attn_processor(dict(processors))
         resampler = network._convert_ip_adapter_image_proj_to_diffusers(halves["image_proj"], False)
         rows = [
