@@ -130,7 +130,7 @@ _ALL = (
     Download(
         "flux-ip-adapter.safetensors",
         "XLabs-AI/flux-ip-adapter",
-        "flux-ip-adapter.safetensors",
+        "ip_adapter.safetensors",  # renamed since it was published
         "982 MB",
         _FLUX_TERMS,
     ),
