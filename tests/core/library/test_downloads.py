@@ -16,7 +16,16 @@ from ipadapter.library.presets import BY_BASE, ENCODER_SOURCES
 ROOT = Path(__file__).resolve().parents[3]
 HUB = re.compile(r"https://huggingface\.co/[\w./%-]+")
 
-DIRECTORIES = ("ipadapter", "clip_vision", "loras", "checkpoints", "controlnet")
+DIRECTORIES = (
+    "ipadapter",
+    "clip_vision",
+    "loras",
+    "checkpoints",
+    "controlnet",
+    "diffusion_models",
+    "text_encoders",
+    "vae",
+)
 TEXTS = ("*.md", "*.json", "*.py", "*.js", "*.toml")
 
 
