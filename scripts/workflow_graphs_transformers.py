@@ -22,8 +22,8 @@ def flux(g: Graph) -> None:
 
 @graph(
     "Flux with mask and two pictures",
-    """Two pictures on Flux.1, each in its own half. *IPAdapter Unified Loader* finds the adapter and
-its encoder: STANDARD is XLabs' first version, PLUS the second or InstantX's. A mask painted by
+    """Two pictures on Flux.1, each in its own half. *IPAdapter Unified Loader* finds the adapter
+and its encoder: STANDARD is XLabs' first version, PLUS the second or InstantX's. A mask painted by
 right-click, *Open in MaskEditor*, works as well.""",
 )
 def flux_mask(g: Graph) -> None:

@@ -53,9 +53,7 @@ def _encoder(name: str, repository: str, path: str, size: str, licence: str) -> 
 
 
 def _text(name: str, size: str) -> Download:
-    return Download(
-        name, "comfyanonymous/flux_text_encoders", name, size, _APACHE, "text_encoders"
-    )
+    return Download(name, "comfyanonymous/flux_text_encoders", name, size, _APACHE, "text_encoders")
 
 
 _COMPOSITION, _PLUS_K = "ostris/ip-composition-adapter", "Kwai-Kolors/Kolors-IP-Adapter-Plus"

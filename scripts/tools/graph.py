@@ -131,9 +131,9 @@ class Base:
         parts = {output: loader[output] for output, loader in loaders.items()}
         text = graph.add("CLIPTextEncode", "Prompt", text=prompt, clip=parts["CLIP"])
         none = graph.add("ConditioningZeroOut", conditioning=text["CONDITIONING"])
-        guided = graph.add(
-            "FluxGuidance", conditioning=text["CONDITIONING"], guidance=guidance
-        )["CONDITIONING"]
+        guided = graph.add("FluxGuidance", conditioning=text["CONDITIONING"], guidance=guidance)[
+            "CONDITIONING"
+        ]
         size = {"width": 1024, "height": 1024, "batch_size": 1}
         latents = graph.add("EmptySD3LatentImage", **size)["LATENT"]
         return cls(graph, parts, guided, none["CONDITIONING"], latents, FLUX_SAMPLER)
@@ -182,9 +182,7 @@ class Base:
         decoded = self.graph.add("VAEDecode", samples=samples["LATENT"], vae=vae)
         return decoded["IMAGE"]
 
-    def save(
-        self, patched: Node | Mapping[str, Link], title: str = "", **sampler: Any
-    ) -> Link:
+    def save(self, patched: Node | Mapping[str, Link], title: str = "", **sampler: Any) -> Link:
         """Sample a node's MODEL and save the picture; returns it."""
         prefix = (title or self.graph.name).replace(" ", "_")
         image = self.decoded(patched, **sampler)

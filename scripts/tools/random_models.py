@@ -26,6 +26,7 @@ from .random_transformers import (
     sd3_checkpoint,
     siglip,
     text_encoder_file,
+    vit_l,
 )
 from .transformer_adapters import State, instantx, sd3, xlabs
 
@@ -254,6 +255,7 @@ MODELS: dict[str, Callable[[], State]] = {
     "controlnet/random_flux.safetensors": flux_controlnet,
     "style_models/random_redux.safetensors": redux,
     "clip_vision/random_siglip.safetensors": siglip,
+    "clip_vision/random_vit_l.safetensors": vit_l,
     "ipadapter/random_xlabs.safetensors": lambda: xlabs(FLUX_SIZE, IMAGE_DIM),
     "ipadapter/random_xlabs_v2.safetensors": lambda: xlabs(FLUX_SIZE, IMAGE_DIM, tokens=16),
     "ipadapter/random_instantx.safetensors": lambda: instantx(FLUX_SIZE, SIGLIP_WIDTH),
@@ -272,7 +274,7 @@ STAND_INS = {
     "flux.1-dev-ip-adapter.bin": "random_instantx.safetensors",
     "sd3.5-large-ip-adapter.bin": "random_sd3.safetensors",
     "sigclip_vision_patch14_384.safetensors": "random_siglip.safetensors",
-    "clip-vit-large-patch14.safetensors": "random.safetensors",
+    "clip-vit-large-patch14.safetensors": "random_vit_l.safetensors",
 }
 # T5 cannot be small (see random_transformers.py).
 KINDS = {"DualCLIPLoader": "CLIPLoader"}

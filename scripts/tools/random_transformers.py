@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .transformer_adapters import State
 
-Shapes = Mapping[str, torch.Size]
+Shapes = Mapping[str, Sequence[int]]
 
 FLUX = {
     "image_model": "flux",
@@ -58,7 +58,7 @@ SD3 = {
     "qk_norm": "rms",
     "qkv_bias": True,
 }
-SIGLIP_WIDTH, SIGLIP_INNER, SIGLIP_SIDE = 1152, 64, 4  # side: in patches of 14 pixels
+SIGLIP_WIDTH, INNER = 1152, 64  # inner: of encoders' blocks
 # Of a large matrix, so many rows of each so many are not zero: whole pages of a file.
 LARGE, KEPT, EACH = 1 << 19, 4, 96
 WORDS = 8192  # the common ones come first in CLIP's list
@@ -142,28 +142,50 @@ def sd3_checkpoint() -> State:
 
 
 def siglip() -> State:
-    """A SigLIP of two layers and its pooling head, under the published names."""
-    width, inner = SIGLIP_WIDTH, SIGLIP_INNER
-    shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.patch_embedding.weight": (width, 3, 14, 14),
+    """A SigLIP and its pooling head, for pictures of 4 x 4 patches."""
+    width = SIGLIP_WIDTH
+    shapes = {
+        **_vision(width, 16),
         "embeddings.patch_embedding.bias": (width,),
-        "embeddings.position_embedding.weight": (SIGLIP_SIDE**2, width),
-        **_pair("post_layernorm", width),
         "head.probe": (1, 1, width),
         "head.attention.in_proj_weight": (3 * width, width),
         "head.attention.in_proj_bias": (3 * width,),
         **_pair("head.attention.out_proj", width, width),
         **_pair("head.layernorm", width),
-        **_pair("head.mlp.fc1", inner, width),
-        **_pair("head.mlp.fc2", width, inner),
+        **_pair("head.mlp.fc1", INNER, width),
+        **_pair("head.mlp.fc2", width, INNER),
+    }
+    return _vision_state(shapes, seed=28)
+
+
+def vit_l() -> State:
+    """What looks like CLIP ViT-L at 224 pixels, and is quick."""
+    shapes = {
+        **_vision(1024, 1 + 16 * 16),
+        "embeddings.class_embedding": (1024,),
+        **_pair("pre_layrnorm", 1024),
+    }
+    return _vision_state(shapes, 30) | thin_state({"visual_projection.weight": (768, 1024)}, 31)
+
+
+def _vision_state(shapes: Mapping[str, tuple[int, ...]], seed: int) -> State:
+    named = {f"vision_model.{name}": shape for name, shape in shapes.items()}
+    return thin_state(named, seed, dtype=torch.float16)
+
+
+def _vision(width: int, positions: int) -> dict[str, tuple[int, ...]]:
+    """What CLIP and SigLIP both have, in two layers."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.patch_embedding.weight": (width, 3, 14, 14),
+        "embeddings.position_embedding.weight": (positions, width),
+        **_pair("post_layernorm", width),
     }
     for place in (f"encoder.layers.{number}." for number in range(2)):
         shapes |= _pair(f"{place}layer_norm1", width) | _pair(f"{place}layer_norm2", width)
         for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
             shapes |= _pair(f"{place}self_attn.{part}", width, width)
-        shapes |= _pair(f"{place}mlp.fc1", inner, width) | _pair(f"{place}mlp.fc2", width, inner)
-    named = {f"vision_model.{name}": torch.Size(shape) for name, shape in shapes.items()}
-    return thin_state(named, seed=28, dtype=torch.float16)
+        shapes |= _pair(f"{place}mlp.fc1", INNER, width) | _pair(f"{place}mlp.fc2", width, INNER)
+    return shapes
 
 
 def _pair(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
@@ -179,7 +201,7 @@ def thin_state(shapes: Shapes, seed: int, dtype: torch.dtype = torch.float8_e4m3
     passes through; most rows of a large one are zero. dtype: of large ones; others are fp16."""
     generator, state = torch.Generator().manual_seed(seed), {}
     for name, shape in shapes.items():
-        count = shape.numel()
+        count = math.prod(shape)
         if len(shape) < 2:
             neutral = float(name.endswith(("weight", "scale")))  # of norms
             state[name] = (neutral + 0.1 * torch.randn(shape, generator=generator)).half()
