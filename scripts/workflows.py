@@ -3,8 +3,8 @@
 Run it in this repository's environment: `python scripts/python.py scripts/workflows.py [NAME ...]`.
 "NUMBER TITLE.json" is what the editor opens; api/NAME.json the same graph in API format; "NUMBER
 TITLE.jpg" the thumbnail, from a run with the trained demo models: what was drawn, and in its corner
-what was given; of `GIVEN_TO` only what was given. The help pages of the nodes in `HELP` show it
-too. --no-run leaves pictures alone.
+what was given; on other bases what is given, and no result. The help pages of the nodes in `HELP`
+show it too. --no-run leaves pictures alone.
 """
 
 from __future__ import annotations
@@ -57,14 +57,6 @@ DRAWINGS = ("first.png", "second.png")  # for the thumbnails
 # No trained model here knows faces: this workflow runs on photographs with an adapter of random
 # weights, and its thumbnail is the face that the node finds.
 FACES = "face"
-# No trained model here is a transformer: these thumbnails show what is given, and no result.
-GIVEN_TO = {
-    "flux": "Flux.1",
-    "flux_mask": "Flux.1",
-    "flux_controlnet": "Flux.1",
-    "sd35": "SD3.5",
-    "kontext": "Flux.1 Kontext",
-}
 DOCTOR = ROOT / "web" / "docs" / "nodes" / "IPAdapterDoctor.png"
 FACE_ADAPTER = "ipadapter/random_faceid.safetensors"
 
@@ -87,8 +79,8 @@ def main(arguments: Sequence[str]) -> int:
             for graph in wanted:
                 write(FOLDER / f"{graph.file}.json", editor_format(graph, info))
                 write(FOLDER / "api" / f"{graph.name}.json", api_format(graph, info))
-                if graph.name in GIVEN_TO:
-                    keep(given_to(GIVEN_TO[graph.name], graph), graph)
+                if graph.base:
+                    keep(given_to(graph), graph)
                 elif not given.no_run:
                     names = PICTURES if graph.name == FACES else DRAWINGS
                     shown = with_pictures(
@@ -172,14 +164,15 @@ def keep(sheet: Image.Image, graph: Graph) -> None:
         shutil.copy(FOLDER / f"{graph.file}.jpg", RESULTS / f"{node}.jpg")
 
 
-def given_to(base: str, graph: Graph) -> Image.Image:
-    """The pictures that a graph loads, with an arrow to the name of its base."""
+def given_to(graph: Graph) -> Image.Image:
+    """The pictures that a graph loads, with an arrow to the name of its base: no trained
+    model here is one, so there is no result to show."""
     from PIL import Image, ImageDraw, ImageFont
 
     loaders = sum(node.kind == "LoadImage" for node in graph.nodes)
     sheet = side_by_side([picture.convert("RGB") for picture in photographs()[:loaders]])
     band = Image.new("RGB", (THUMBNAIL, BAND), "#222")
-    text, font = f"\u2192 {base}", ImageFont.load_default(BAND // 2)
+    text, font = f"\u2192 {graph.base}", ImageFont.load_default(BAND // 2)
     ImageDraw.Draw(band).text((THUMBNAIL // 2, BAND // 2), text, "white", font, anchor="mm")
     sheet.paste(band, (0, THUMBNAIL - BAND))
     return sheet

@@ -49,12 +49,17 @@ class Node:
         return Link(self.number, output)
 
 
+# What has outputs by name: a node, or several that a graph takes for one.
+Outputs = Node | Mapping[str, Link]
+
+
 @dataclass
 class Graph:
     """A workflow: a name, a note and a title for its reader, and its nodes.
 
     file: the template's name without suffix. The page shows nothing else, and hosts list files in
-    no order: a number, then the title.
+    no order: a number, then the title. base: the name of a base that none of the trained models
+    here is; empty where one is.
     """
 
     name: str
@@ -62,6 +67,7 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)
     title: str = ""
     file: str = ""
+    base: str = ""
 
     def add(self, kind: str, title: str = "", /, **inputs: Any) -> Node:
         """Add a node."""
@@ -85,7 +91,7 @@ class Base:
     the sampler's settings."""
 
     graph: Graph
-    checkpoint: Node | Mapping[str, Link]
+    checkpoint: Outputs
     positive: Link
     negative: Link
     latent: Link
@@ -111,13 +117,15 @@ class Base:
         )
         side = 512 if checkpoint == SD15 else 1024
         size = {"width": side, "height": side, "batch_size": 1, **latent}
-        empty = "EmptySD3LatentImage" if checkpoint == SD35 else "EmptyLatentImage"
+        graph.base = "SD3.5" if checkpoint == SD35 else ""
+        empty = "EmptySD3LatentImage" if graph.base else "EmptyLatentImage"
         latents = graph.add(empty, **size)["LATENT"]
         return cls(graph, loader, positive, avoided, latents, sampler)
 
     @classmethod
     def flux(cls, graph: Graph, prompt: str, model: str = FLUX, guidance: float = 3.5) -> Base:
         """The same around a Flux.1: a file for each part, no negative prompt."""
+        graph.base = "Flux.1 Kontext" if model == KONTEXT else "Flux.1"
         loaders = {
             "MODEL": graph.add("UNETLoader", unet_name=model),
             "CLIP": graph.add(
@@ -169,7 +177,7 @@ class Base:
         given = {"model": self.checkpoint["MODEL"], **files, "image": image, **inputs}
         return self.graph.add("IPAdapterAdvanced", **given)
 
-    def decoded(self, patched: Node | Mapping[str, Link], **sampler: Any) -> Link:
+    def decoded(self, patched: Outputs, **sampler: Any) -> Link:
         """The IMAGE that a node's MODEL samples."""
         given = {
             "positive": self.positive,
@@ -182,7 +190,7 @@ class Base:
         decoded = self.graph.add("VAEDecode", samples=samples["LATENT"], vae=vae)
         return decoded["IMAGE"]
 
-    def save(self, patched: Node | Mapping[str, Link], title: str = "", **sampler: Any) -> Link:
+    def save(self, patched: Outputs, title: str = "", **sampler: Any) -> Link:
         """Sample a node's MODEL and save the picture; returns it."""
         prefix = (title or self.graph.name).replace(" ", "_")
         image = self.decoded(patched, **sampler)
