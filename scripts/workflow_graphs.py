@@ -1,7 +1,8 @@
 """The graphs in workflows/, each as a few lines: one capability, a note, official file names.
 
 `scripts/workflows.py` turns them into the files. Inputs that a graph does not name keep the node's
-defaults. Here are the first steps; workflow_graphs_more.py goes on.
+defaults. Here are the first steps; workflow_graphs_more.py goes on, and
+workflow_graphs_transformers.py has those for Flux.1 and SD3.5.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ PLUS_SD15 = "ip-adapter-plus_sd15.safetensors"
 
 def graphs() -> list[Graph]:
     """All workflows, the first steps first."""
-    import workflow_graphs_more  # noqa: F401 (describes the rest)
+    # They describe the rest.
+    import workflow_graphs_more  # noqa: F401
+    import workflow_graphs_transformers  # noqa: F401
 
     return described()
 
@@ -84,7 +87,7 @@ def two_references(g: Graph) -> None:
         base.save(patched, method)
 
 
-def _half(g: Graph, title: str, left: bool) -> Link:
+def half(g: Graph, title: str, left: bool) -> Link:
     """A mask of one half of a square."""
     black = g.add("SolidMask", value=0.0, width=512, height=512)["MASK"]
     white = g.add("SolidMask", value=1.0, width=256, height=512)["MASK"]
@@ -113,7 +116,7 @@ def mask(g: Graph) -> None:
         base.apply(
             "IPAdapterAdvanced",
             image=g.picture("Image prompt"),
-            attn_mask=_half(g, "Left half", left=True),
+            attn_mask=half(g, "Left half", left=True),
             weight=0.8,
             **files,
         )
@@ -135,7 +138,7 @@ def regions(g: Graph) -> None:
             "IPAdapterRegionalConditioning",
             side,
             image=g.picture(f"{side} picture"),
-            mask=_half(g, f"{side} half", left=side == "Left"),
+            mask=half(g, f"{side} half", left=side == "Left"),
             image_weight=0.8,
             positive=prompt["CONDITIONING"],
         )

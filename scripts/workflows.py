@@ -3,7 +3,8 @@
 Run it in this repository's environment: `python scripts/python.py scripts/workflows.py [NAME ...]`.
 "NUMBER TITLE.json" is what the editor opens; api/NAME.json the same graph in API format; "NUMBER
 TITLE.jpg" the thumbnail, from a run with the trained demo models: what was drawn, and in its corner
-what was given. The help pages of the nodes in `HELP` show it too. --no-run leaves pictures alone.
+what was given; on other bases what is given, and no result. The help pages of the nodes in `HELP`
+show it too. --no-run leaves pictures alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FOLDER = ROOT / "workflows"
-THUMBNAIL, INSET, EDGE = 256, 60, 2
+THUMBNAIL, INSET, EDGE, BAND = 256, 60, 2, 48
 RESULTS = ROOT / "web" / "docs" / "results"
 # Nodes whose help page shows a template's picture.
 HELP = {
@@ -78,7 +79,9 @@ def main(arguments: Sequence[str]) -> int:
             for graph in wanted:
                 write(FOLDER / f"{graph.file}.json", editor_format(graph, info))
                 write(FOLDER / "api" / f"{graph.name}.json", api_format(graph, info))
-                if not given.no_run:
+                if graph.base:
+                    keep(given_to(graph), graph)
+                elif not given.no_run:
                     names = PICTURES if graph.name == FACES else DRAWINGS
                     shown = with_pictures(
                         with_overlay(with_demo_models(api_format(graph, info))), names
@@ -99,12 +102,16 @@ def write_thumbnail_inputs(base: Path) -> None:
 
 def write_pictures(folder: Path) -> None:
     """The pictures that the twins load: photographs that come with scikit-image."""
+    for name, picture in zip(PICTURES, photographs(), strict=True):
+        picture.save(folder / name)
+
+
+def photographs() -> tuple[Image.Image, Image.Image]:
+    """A person and a cat."""
     from PIL import Image
     from skimage import data
 
-    person = Image.fromarray(data.astronaut())  # Eileen Collins, by NASA
-    for name, picture in zip(PICTURES, (person, photograph()), strict=True):
-        picture.save(folder / name)
+    return Image.fromarray(data.astronaut()), photograph()  # Eileen Collins, by NASA
 
 
 def write_face_models(models: Path) -> None:
@@ -142,6 +149,12 @@ def thumbnail(server: ComfyServer, graph: Graph, twin: dict[str, Any]) -> bool:
     sheet = side_by_side(pictures or [words])  # one of them shows words only
     loaded = [n["inputs"]["image"] for n in twin.values() if n["class_type"] == "LoadImage"]
     paste_given(sheet, [server.base / "input" / name for name in dict.fromkeys(loaded)])
+    keep(sheet, graph)
+    return True
+
+
+def keep(sheet: Image.Image, graph: Graph) -> None:
+    """Write a thumbnail beside its template, and where a help page shows it."""
     for quality in (88, 75, 60, 40):
         sheet.save(FOLDER / f"{graph.file}.jpg", quality=quality)
         if (FOLDER / f"{graph.file}.jpg").stat().st_size <= THUMBNAIL_BYTES:
@@ -149,7 +162,20 @@ def thumbnail(server: ComfyServer, graph: Graph, twin: dict[str, Any]) -> bool:
     RESULTS.mkdir(exist_ok=True)
     for node in (node for node, template in HELP.items() if template == graph.name):
         shutil.copy(FOLDER / f"{graph.file}.jpg", RESULTS / f"{node}.jpg")
-    return True
+
+
+def given_to(graph: Graph) -> Image.Image:
+    """The pictures that a graph loads, with an arrow to the name of its base: no trained
+    model here is one, so there is no result to show."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    loaders = sum(node.kind == "LoadImage" for node in graph.nodes)
+    sheet = side_by_side([picture.convert("RGB") for picture in photographs()[:loaders]])
+    band = Image.new("RGB", (THUMBNAIL, BAND), "#222")
+    text, font = f"\u2192 {graph.base}", ImageFont.load_default(BAND // 2)
+    ImageDraw.Draw(band).text((THUMBNAIL // 2, BAND // 2), text, "white", font, anchor="mm")
+    sheet.paste(band, (0, THUMBNAIL - BAND))
+    return sheet
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:

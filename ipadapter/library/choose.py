@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from ..errors import Problem
 from ..files.tensors import open_tensor_file
 from .downloads import DOWNLOADS
 from .presets import (
-    BY_BASE,
     ENCODER_SOURCES,
+    OFFICIAL,
     EncoderSource,
     Requirement,
     Variant,
@@ -82,6 +83,9 @@ def find_adapter(
 ) -> tuple[FoundFile, AdapterSpec, tuple[str, ...]]:
     """The adapter file for a requirement, what it is, and notes on the choice."""
     fitting = [(file, file.contents.spec) for file in adapters if not _why_not(file, base, needed)]
+    if not fitting and needed.other:
+        with contextlib.suppress(FileNotFoundError):
+            return find_adapter(preset, base, needed.other, adapters)
     told = [(f, spec) for f, spec in fitting if spec and variant_of(spec, f.name)]
     untold = [(f, spec) for f, spec in fitting if spec and not variant_of(spec, f.name)]
     if not told and len(untold) > 1:
@@ -179,8 +183,8 @@ def presets_of(file: FoundFile, base: str) -> list[str]:
     """The presets of a base that a file can serve."""
     return [
         preset
-        for preset, needed in BY_BASE.get(base, {}).items()
-        if not _why_not(file, base, needed)
+        for preset, needed in OFFICIAL.get(base, {}).items()
+        if any(not _why_not(file, base, one) for one in (needed, needed.other) if one)
     ]
 
 
@@ -209,7 +213,7 @@ def why_not_encoder(file: FoundFile, spec: AdapterSpec) -> str:
         return reason
     source = encoder_source(spec)
     known = [kind.image_size for kind in ENCODERS if kind.hidden == facts.hidden]
-    if not source or len(known) < 2 or spec.base_name not in BY_BASE:
+    if not source or len(known) < 2 or spec.base_name not in OFFICIAL:
         return ""
     if facts.image_size != source.kind.image_size:
         return f"{facts.summary}; needed is {source.kind.image_size} px"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 _HUB = "https://huggingface.co"
 _APACHE, _RESEARCH = "Apache-2.0", "non-commercial research (InsightFace)"
 _FLUX_TERMS = "FLUX.1 [dev] non-commercial"
+_STABILITY = "Stability AI Community"
 _MIT, _KOLORS_TERMS = "MIT", "Kolors licence: research free, commercial use by registration"
 
 
@@ -49,6 +50,10 @@ def _face(stem: str, size: str, lora: str = "") -> list[Download]:
 
 def _encoder(name: str, repository: str, path: str, size: str, licence: str) -> Download:
     return Download(name, repository, path, size, licence, "clip_vision")
+
+
+def _text(name: str, size: str) -> Download:
+    return Download(name, "comfyanonymous/flux_text_encoders", name, size, _APACHE, "text_encoders")
 
 
 _COMPOSITION, _PLUS_K = "ostris/ip-composition-adapter", "Kwai-Kolors/Kolors-IP-Adapter-Plus"
@@ -130,7 +135,7 @@ _ALL = (
     Download(
         "flux-ip-adapter.safetensors",
         "XLabs-AI/flux-ip-adapter",
-        "flux-ip-adapter.safetensors",
+        "ip_adapter.safetensors",  # renamed since it was published
         "982 MB",
         _FLUX_TERMS,
     ),
@@ -142,11 +147,18 @@ _ALL = (
         _APACHE,
     ),
     Download(
+        "flux.1-dev-ip-adapter.bin",
+        "InstantX/FLUX.1-dev-IP-Adapter",
+        "ip-adapter.bin",
+        "5.29 GB",
+        _FLUX_TERMS,
+    ),
+    Download(
         "sd3.5-large-ip-adapter.bin",
         "InstantX/SD3.5-Large-IP-Adapter",
         "ip-adapter.bin",
         "1.6 GB",
-        "Stability AI Community",
+        _STABILITY,
     ),
     _encoder(
         "clip-vit-large-patch14.safetensors",
@@ -187,6 +199,48 @@ _ALL = (
         "134.6 MB",
         "CreativeML OpenRAIL++-M",
         "loras",
+    ),
+    Download(
+        "flux1-dev.safetensors",
+        "Comfy-Org/flux1-dev",
+        "flux1-dev.safetensors",
+        "23.8 GB",
+        _FLUX_TERMS,
+        "diffusion_models",
+    ),
+    Download(
+        "flux1-dev-kontext_fp8_scaled.safetensors",
+        "Comfy-Org/flux1-kontext-dev_ComfyUI",
+        "split_files/diffusion_models/flux1-dev-kontext_fp8_scaled.safetensors",
+        "11.9 GB",
+        _FLUX_TERMS,
+        "diffusion_models",
+    ),
+    _text("clip_l.safetensors", "246 MB"),
+    _text("t5xxl_fp8_e4m3fn_scaled.safetensors", "5.16 GB"),
+    Download(
+        "ae.safetensors",
+        "Comfy-Org/Lumina_Image_2.0_Repackaged",
+        "split_files/vae/ae.safetensors",
+        "335 MB",
+        _APACHE,
+        "vae",
+    ),
+    Download(
+        "flux-canny-controlnet-v3.safetensors",
+        "XLabs-AI/flux-controlnet-canny-v3",
+        "flux-canny-controlnet-v3.safetensors",
+        "1.49 GB",
+        _FLUX_TERMS,
+        "controlnet",
+    ),
+    Download(
+        "sd3.5_large_fp8_scaled.safetensors",
+        "Comfy-Org/stable-diffusion-3.5-fp8",
+        "sd3.5_large_fp8_scaled.safetensors",
+        "14.9 GB",
+        _STABILITY,
+        "checkpoints",
     ),
 )
 

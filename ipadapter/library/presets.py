@@ -40,12 +40,21 @@ class Requirement:
     """The LoRA that belongs to it."""
     tokens: int = 0
     """Tokens per picture, where files of the family differ in it; 0: any."""
+    other: Requirement | None = None
+    """What is taken where there is no such file."""
 
     @property
     def summary(self) -> str:
         """What is needed, for messages."""
         special = self.variant not in (Variant.ANY, Variant.PLAIN)
-        return self.family.value + (f", {self.variant.value}" if special else "")
+        own = self.family.value + (f", {self.variant.value}" if special else "")
+        return f"{own} or {self.other.summary}" if self.other else own
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The official files, the first one first."""
+        own = (self.file,) if self.file else ()
+        return own + (self.other.files if self.other else ())
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,16 @@ _MEANINGS = {
     KOLORS: _KOLORS,
 }
 
+_FLUX = {
+    STANDARD: Requirement(Family.FLUX_XLABS, tokens=4, file="flux-ip-adapter.safetensors"),
+    PLUS: Requirement(
+        Family.FLUX_XLABS,
+        tokens=16,
+        file="flux-ip-adapter-v2.safetensors",
+        other=Requirement(Family.FLUX_INSTANTX, file="flux.1-dev-ip-adapter.bin"),
+    ),
+}
+
 OFFICIAL: dict[str, dict[str, Requirement]] = {
     "SD1.5": {
         LIGHT: Requirement(Family.STANDARD, Variant.LIGHT, 1024, "ip-adapter_sd15_light_v11.bin"),
@@ -144,19 +163,10 @@ OFFICIAL: dict[str, dict[str, Requirement]] = {
         KOLORS: _KOLORS,
     },
     "Kolors": {KOLORS: _KOLORS},
-}
-
-_XLABS = {
-    STANDARD: Requirement(Family.FLUX_XLABS, tokens=4, file="flux-ip-adapter.safetensors"),
-    PLUS: Requirement(Family.FLUX_XLABS, tokens=16, file="flux-ip-adapter-v2.safetensors"),
-}
-# The same for transformers.
-ON_TRANSFORMERS: dict[str, dict[str, Requirement]] = {
-    FLUX: _XLABS,
-    CHROMA: _XLABS,
+    FLUX: _FLUX,
+    CHROMA: _FLUX,
     LARGE: {PLUS: Requirement(Family.SD3_INSTANTX, file="sd3.5-large-ip-adapter.bin")},
 }
-BY_BASE = {**OFFICIAL, **ON_TRANSFORMERS}
 
 ENCODER_SOURCES = (
     EncoderSource(
@@ -185,15 +195,15 @@ def requirement(preset: str, base: str) -> Requirement:
         raise Problem.BAD_VALUE(
             f'There is no preset "{preset}". Choose one of: {", ".join(_MEANINGS)}.'
         )
-    if base not in BY_BASE:
+    if base not in OFFICIAL:
         return _MEANINGS[preset]
-    if preset not in BY_BASE[base]:
-        bases = " and ".join(name for name, presets in BY_BASE.items() if preset in presets)
+    if preset not in OFFICIAL[base]:
+        bases = " and ".join(name for name, presets in OFFICIAL.items() if preset in presets)
         raise Problem.WRONG_BASE(
             f'Preset "{preset}" exists for {bases}, the model is {base}. '
-            f"Presets for {base}: {', '.join(BY_BASE[base])}."
+            f"Presets for {base}: {', '.join(OFFICIAL[base])}."
         )
-    return BY_BASE[base][preset]
+    return OFFICIAL[base][preset]
 
 
 def letters(name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .demo_models import CHECKPOINT, CONTROLNET, ENCODER, LORA, PLUS, STANDARD
-from .graph import Base, Graph, Link, Node
+from .graph import Base, Graph, Link, Node, Outputs
 from .kit import TEXT, Kit
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ COLUMNS = 6
 PANEL, LABEL, MARGIN, NOTE = 176, 24, 14, 18
 SAMPLES = 4  # of the pictures that the figures are made of
 
-Model = Callable[[Base], Node]
+Model = Callable[[Base], Outputs]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Given:
     file: str
 
 
-def plain(base: Base) -> Node:
+def plain(base: Base) -> Outputs:
     """The MODEL without an image prompt."""
     return base.checkpoint
 
@@ -78,7 +78,7 @@ def loaded(base: Base, file: str) -> Link:
 def masked(file: str, mask: str, before: Model = plain) -> Model:
     """An image prompt that acts in one half of the picture."""
 
-    def build(base: Base) -> Node:
+    def build(base: Base) -> Outputs:
         area = base.graph.add("LoadImageMask", image=mask, channel="red")["MASK"]
         return prompted(file, before=before, attn_mask=area)(base)
 

@@ -57,7 +57,7 @@ def write_templates(server: ComfyServer, kit: Kit, others: Iterable[Graph]) -> s
     first = editor_format(first_graph(kit), server.info, DEMO_SECTIONS)
     write(folder / f"{FIRST}.json", first)
     for graph in others:
-        if graph.name not in LEFT_OUT:
+        if graph.name not in LEFT_OUT and not graph.base:
             write(folder / f"{graph.file}.json", editor_format(on_demo_models(graph), server.info))
             thumbnail = ROOT / "workflows" / f"{graph.file}.jpg"
             if thumbnail.exists():

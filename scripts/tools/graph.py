@@ -10,6 +10,9 @@ from typing import Any
 
 SD15 = "v1-5-pruned-emaonly-fp16.safetensors"
 SDXL = "sd_xl_base_1.0.safetensors"
+SD35 = "sd3.5_large_fp8_scaled.safetensors"
+FLUX, KONTEXT = "flux1-dev.safetensors", "flux1-dev-kontext_fp8_scaled.safetensors"
+VIT_L, SIGLIP = "clip-vit-large-patch14.safetensors", "sigclip_vision_patch14_384.safetensors"
 VIT_H = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
 PLUS = "PLUS (high strength)"
 NEGATIVE = "blurry, low quality"
@@ -20,6 +23,8 @@ SAMPLER = {
     "sampler_name": "dpmpp_2m",
     "scheduler": "karras",
 }
+# Flux.1 [dev] takes its guidance as a number in the prompt: the sampler's cfg is 1.
+FLUX_SAMPLER = {**SAMPLER, "steps": 20, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,17 @@ class Node:
         return Link(self.number, output)
 
 
+# What has outputs by name: a node, or several that a graph takes for one.
+Outputs = Node | Mapping[str, Link]
+
+
 @dataclass
 class Graph:
     """A workflow: a name, a note and a title for its reader, and its nodes.
 
     file: the template's name without suffix. The page shows nothing else, and hosts list files in
-    no order: a number, then the title.
+    no order: a number, then the title. base: the name of a base that none of the trained models
+    here is; empty where one is.
     """
 
     name: str
@@ -57,6 +67,7 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)
     title: str = ""
     file: str = ""
+    base: str = ""
 
     def add(self, kind: str, title: str = "", /, **inputs: Any) -> Node:
         """Add a node."""
@@ -80,7 +91,7 @@ class Base:
     the sampler's settings."""
 
     graph: Graph
-    checkpoint: Node
+    checkpoint: Outputs
     positive: Link
     negative: Link
     latent: Link
@@ -104,10 +115,36 @@ class Base:
             graph.add("CLIPTextEncode", title, text=text, clip=loader["CLIP"])["CONDITIONING"]
             for title, text in texts.items()
         )
-        side = 1024 if checkpoint == SDXL else 512
+        side = 512 if checkpoint == SD15 else 1024
         size = {"width": side, "height": side, "batch_size": 1, **latent}
-        latents = graph.add("EmptyLatentImage", **size)["LATENT"]
+        graph.base = "SD3.5" if checkpoint == SD35 else ""
+        empty = "EmptySD3LatentImage" if graph.base else "EmptyLatentImage"
+        latents = graph.add(empty, **size)["LATENT"]
         return cls(graph, loader, positive, avoided, latents, sampler)
+
+    @classmethod
+    def flux(cls, graph: Graph, prompt: str, model: str = FLUX, guidance: float = 3.5) -> Base:
+        """The same around a Flux.1: a file for each part, no negative prompt."""
+        graph.base = "Flux.1 Kontext" if model == KONTEXT else "Flux.1"
+        loaders = {
+            "MODEL": graph.add("UNETLoader", unet_name=model),
+            "CLIP": graph.add(
+                "DualCLIPLoader",
+                clip_name1="clip_l.safetensors",
+                clip_name2="t5xxl_fp8_e4m3fn_scaled.safetensors",
+                type="flux",
+            ),
+            "VAE": graph.add("VAELoader", vae_name="ae.safetensors"),
+        }
+        parts = {output: loader[output] for output, loader in loaders.items()}
+        text = graph.add("CLIPTextEncode", "Prompt", text=prompt, clip=parts["CLIP"])
+        none = graph.add("ConditioningZeroOut", conditioning=text["CONDITIONING"])
+        guided = graph.add("FluxGuidance", conditioning=text["CONDITIONING"], guidance=guidance)[
+            "CONDITIONING"
+        ]
+        size = {"width": 1024, "height": 1024, "batch_size": 1}
+        latents = graph.add("EmptySD3LatentImage", **size)["LATENT"]
+        return cls(graph, parts, guided, none["CONDITIONING"], latents, FLUX_SAMPLER)
 
     @cached_property
     def loader(self) -> Node:
@@ -140,7 +177,7 @@ class Base:
         given = {"model": self.checkpoint["MODEL"], **files, "image": image, **inputs}
         return self.graph.add("IPAdapterAdvanced", **given)
 
-    def decoded(self, patched: Node, **sampler: Any) -> Link:
+    def decoded(self, patched: Outputs, **sampler: Any) -> Link:
         """The IMAGE that a node's MODEL samples."""
         given = {
             "positive": self.positive,
@@ -153,7 +190,7 @@ class Base:
         decoded = self.graph.add("VAEDecode", samples=samples["LATENT"], vae=vae)
         return decoded["IMAGE"]
 
-    def save(self, patched: Node, title: str = "", **sampler: Any) -> Link:
+    def save(self, patched: Outputs, title: str = "", **sampler: Any) -> Link:
         """Sample a node's MODEL and save the picture; returns it."""
         prefix = (title or self.graph.name).replace(" ", "_")
         image = self.decoded(patched, **sampler)

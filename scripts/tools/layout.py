@@ -25,8 +25,14 @@ class Section:
 
 
 _GREEN, _BLUE, _PURPLE, _ORANGE = "#8A8", "#3f789e", "#a1309b", "#b58b2a"
-_MODELS = "Checkpoint IPAdapterUnified IPAdapterModel IPAdapterImageEncoder CLIPVision Lora"
-_GIVEN = "LoadImage CLIPText Solid MaskComposite ImageBatch Canny Prep IPAdapterNoise"
+_MODELS = (
+    "Checkpoint UNETLoader DualCLIPLoader VAELoader IPAdapterUnified IPAdapterModel "
+    "IPAdapterImageEncoder CLIPVision Lora"
+)
+_GIVEN = (
+    "LoadImage CLIPText Solid MaskComposite ImageBatch Canny Prep IPAdapterNoise "
+    "FluxGuidance ConditioningZeroOut ImageScale VAEEncode ReferenceLatent"
+)
 SECTIONS = (
     Section("1 Models", _BLUE, (*_MODELS.split(), "ControlNetLoader")),
     Section("2 Your picture and words", _GREEN, (*_GIVEN.split(), "IPAdapterLoadEmbeds")),

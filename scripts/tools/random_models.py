@@ -13,10 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-State = dict[str, Tensor]
+from .random_transformers import (
+    FLUX_SIZE,
+    SD3_SIZE,
+    SIGLIP_WIDTH,
+    flux,
+    flux_controlnet,
+    redux,
+    save_sparsely,
+    sd3_checkpoint,
+    siglip,
+    text_encoder_file,
+    vit_l,
+)
+from .transformer_adapters import State, instantx, sd3, xlabs
+
 Shapes = Mapping[str, torch.Size]
 
 # One level of Stable Diffusion 1.5, at its width: what CheckpointLoaderSimple takes for SD1.5.
@@ -95,16 +108,17 @@ def text_encoder() -> nn.Module:
     return CLIPTextModel(config, torch.float16, "meta", comfy.ops.disable_weight_init)
 
 
-def autoencoder(seed: int) -> State:
-    """The host's tiny autoencoder; the decoder's output is brought to the range of a picture."""
+def autoencoder(seed: int, channels: int = 4) -> State:
+    """The host's tiny autoencoder for latents of so many channels; the decoder's output is brought
+    to the range of a picture."""
     from comfy.taesd.taesd import TAESD
 
-    model = TAESD()
+    model = TAESD(latent_channels=channels)
     state = random_state(shapes_of(model), seed)
     state |= {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     # An untrained UNet leaves latents far from zero, at the ends of the decoder's range.
-    latent = 30 * torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+    latent = 30 * torch.randn(1, channels, 16, 16, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         picture = model.taesd_decoder(latent)
     last = max(int(name.split(".")[1]) for name in state if name.startswith("taesd_decoder"))
@@ -234,8 +248,36 @@ MODELS: dict[str, Callable[[], State]] = {
     "ipadapter/random_faceid.safetensors": faceid_adapter,
     "controlnet/random.safetensors": controlnet,
     "loras/random.safetensors": lora,
+    "diffusion_models/random_flux.safetensors": flux,
+    "text_encoders/random_clip_l.safetensors": text_encoder_file,
+    "vae/random_flux.safetensors": lambda: autoencoder(seed=29, channels=16),
+    "checkpoints/random_sd3.safetensors": sd3_checkpoint,
+    "controlnet/random_flux.safetensors": flux_controlnet,
+    "style_models/random_redux.safetensors": redux,
+    "clip_vision/random_siglip.safetensors": siglip,
+    "clip_vision/random_vit_l.safetensors": vit_l,
+    "ipadapter/random_xlabs.safetensors": lambda: xlabs(FLUX_SIZE, IMAGE_DIM),
+    "ipadapter/random_xlabs_v2.safetensors": lambda: xlabs(FLUX_SIZE, IMAGE_DIM, tokens=16),
+    "ipadapter/random_instantx.safetensors": lambda: instantx(FLUX_SIZE, SIGLIP_WIDTH),
+    "ipadapter/random_sd3.safetensors": lambda: sd3(SD3_SIZE, SIGLIP_WIDTH),
 }
 
+# What stands for a published file of a transformer.
+STAND_INS = {
+    "flux1-dev.safetensors": "random_flux.safetensors",
+    "flux1-dev-kontext_fp8_scaled.safetensors": "random_flux.safetensors",
+    "ae.safetensors": "random_flux.safetensors",
+    "flux-canny-controlnet-v3.safetensors": "random_flux.safetensors",
+    "sd3.5_large_fp8_scaled.safetensors": "random_sd3.safetensors",
+    "flux-ip-adapter.safetensors": "random_xlabs.safetensors",
+    "flux-ip-adapter-v2.safetensors": "random_xlabs_v2.safetensors",
+    "flux.1-dev-ip-adapter.bin": "random_instantx.safetensors",
+    "sd3.5-large-ip-adapter.bin": "random_sd3.safetensors",
+    "sigclip_vision_patch14_384.safetensors": "random_siglip.safetensors",
+    "clip-vit-large-patch14.safetensors": "random_vit_l.safetensors",
+}
+# T5 cannot be small (see random_transformers.py).
+KINDS = {"DualCLIPLoader": "CLIPLoader"}
 
 # What sets a workflow to these models, by node class, with a size and a pace for a CPU.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -246,6 +288,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "LoraLoaderModelOnly": {"lora_name": "random.safetensors"},
     "LoadImage": {"image": "reference.png"},
     "EmptyLatentImage": {"width": 128, "height": 128},
+    "EmptySD3LatentImage": {"width": 64, "height": 64},
+    "ImageScale": {"width": 64, "height": 64},
+    "CLIPLoader": {"clip_name": "random_clip_l.safetensors", "type": "sd3"},
     "KSampler": {"steps": 8},
     "IPAdapterUnifiedLoaderFaceID": {"provider": "CPU"},
     "IPAdapterMS": {"layer_weights": "1:0.4, 2:1.2"},
@@ -258,8 +303,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def configured(graph: dict[str, Any]) -> dict[str, Any]:
     """A graph in API format with these models."""
     for node in graph.values():
-        node["inputs"] |= SETTINGS.get(node["class_type"], {})
+        given, kind = node["inputs"], node["class_type"]
+        named = {key: STAND_INS[v] for key, v in given.items() if str(v) in STAND_INS}
+        node["class_type"] = KINDS.get(kind, kind)
+        kept = {} if kind in KINDS else given
+        node["inputs"] = {**kept, **SETTINGS.get(node["class_type"], {}), **named}
     return graph
+
+
+def _small(tensor: Tensor) -> Tensor:
+    return tensor if tensor.element_size() == 1 else tensor.half()
 
 
 def write(folder: Path) -> None:
@@ -272,12 +325,13 @@ def write(folder: Path) -> None:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_suffix(f".{os.getpid()}.part")
-            save_file(build(), partial)
+            state = build()
+            save_sparsely({key: _small(value) for key, value in state.items()}, partial)
             partial.replace(target)
 
 
 def random_models() -> Path:
-    """The folder of these models in the cache, written once (about 900 MB)."""
+    """The folder of these models in the cache, written once (about 1 GB)."""
     from .environment import cache_folder, say
 
     folder = cache_folder() / "models"

@@ -12,7 +12,7 @@ from support.references.help import PAGES, ROOT
 from support.references.interface import INTERFACE
 
 from ipadapter.library.downloads import DOWNLOADS
-from ipadapter.library.presets import BY_BASE, ENCODER_SOURCES
+from ipadapter.library.presets import ENCODER_SOURCES, OFFICIAL
 from ipadapter.pictures.faces import PACKS
 
 TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *PAGES.glob("*.md")])
@@ -61,8 +61,8 @@ class TestText:
 
 def official_names() -> set[str]:
     """Every file that the loaders may ask for, by the name that users know."""
-    needed = [item for presets in BY_BASE.values() for item in presets.values()]
-    adapters = {name for item in needed for name in (item.file, item.lora) if name}
+    needed = [item for presets in OFFICIAL.values() for item in presets.values()]
+    adapters = {name for item in needed for name in (*item.files, item.lora) if name}
     faces = {f"{stem}.onnx" for stems in PACKS.values() for stem in stems}
     encoders = {encoder.file for encoder in ENCODER_SOURCES}
     published = {name.rsplit("/", 1)[-1] for file in DOWNLOADS.values() for name in (file.path,)}

@@ -29,7 +29,8 @@ LOADERS = {
     "IPAdapterUnifiedLoaderFaceID": FACEID_PRESETS,
     "IPAdapterUnifiedLoaderCommunity": COMMUNITY_PRESETS,
 }
-COMBINATIONS = [(preset, base) for base, presets in OFFICIAL.items() for preset in presets]
+UNETS = ("SD1.5", "SDXL", "Kolors")  # the others: test_transformer_presets.py
+COMBINATIONS = [(preset, base) for base in UNETS for preset in OFFICIAL[base]]
 FACE_INPUTS = {"lora_strength": 0.6, "provider": "CPU"}
 
 

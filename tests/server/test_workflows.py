@@ -66,7 +66,7 @@ def test_there_is_one_for_every_capability() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_has_a_name_for_people(name: str) -> None:
     """In a list that shows nothing but file names, on every system."""
-    assert re.fullmatch(r"\d\d [A-Z][A-Za-z ,]{5,45}", DESCRIBED[name].file)
+    assert re.fullmatch(r"\d\d [A-Z][A-Za-z0-9 ,.]{5,45}", DESCRIBED[name].file)
 
 
 @pytest.mark.parametrize("name", NAMES)

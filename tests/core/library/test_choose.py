@@ -27,7 +27,8 @@ from ipadapter.library.presets import (
     requirement,
 )
 
-COMBINATIONS = [(preset, base) for base, presets in OFFICIAL.items() for preset in presets]
+UNETS = ("SD1.5", "SDXL", "Kolors")  # the others: test_transformer_presets.py
+COMBINATIONS = [(preset, base) for base in UNETS for preset in OFFICIAL[base]]
 
 
 @pytest.fixture(scope="module")

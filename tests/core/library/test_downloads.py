@@ -11,12 +11,21 @@ import pytest
 from support.models.official_files import OFFICIAL_FILES
 
 from ipadapter.library.downloads import DOWNLOADS, Download
-from ipadapter.library.presets import BY_BASE, ENCODER_SOURCES
+from ipadapter.library.presets import ENCODER_SOURCES, OFFICIAL
 
 ROOT = Path(__file__).resolve().parents[3]
 HUB = re.compile(r"https://huggingface\.co/[\w./%-]+")
 
-DIRECTORIES = ("ipadapter", "clip_vision", "loras", "checkpoints", "controlnet")
+DIRECTORIES = (
+    "ipadapter",
+    "clip_vision",
+    "loras",
+    "checkpoints",
+    "controlnet",
+    "diffusion_models",
+    "text_encoders",
+    "vae",
+)
 TEXTS = ("*.md", "*.json", "*.py", "*.js", "*.toml")
 
 
@@ -29,8 +38,8 @@ def tracked(*patterns: str) -> list[Path]:
 
 
 def test_every_file_that_a_preset_asks_for_can_be_fetched() -> None:
-    needed = [item for presets in BY_BASE.values() for item in presets.values()]
-    names = {name for item in needed for name in (item.file, item.lora) if name}
+    needed = [item for presets in OFFICIAL.values() for item in presets.values()]
+    names = {name for item in needed for name in (*item.files, item.lora) if name}
     assert names | {encoder.file for encoder in ENCODER_SOURCES} <= DOWNLOADS.keys()
     assert {file.name for file in OFFICIAL_FILES} <= DOWNLOADS.keys()
 

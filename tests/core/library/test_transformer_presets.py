@@ -13,7 +13,8 @@ from support.models.transformers import FLUX_DEV
 
 from ipadapter.adapters.families import Family
 from ipadapter.errors import plain_text
-from ipadapter.library.presets import FACEID, ON_TRANSFORMERS, PLUS, STANDARD
+from ipadapter.library.choose import presets_of
+from ipadapter.library.presets import FACEID, OFFICIAL, PLUS, STANDARD
 
 FILES = {
     "x1.safetensors": xlabs(FLUX_DEV, 768, 4, SHAPES_ONLY),
@@ -43,8 +44,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 def test_every_preset_is_tried() -> None:
-    listed = {(base, preset) for base, presets in ON_TRANSFORMERS.items() for preset in presets}
-    assert listed == WANTED.keys()
+    bases = {base for base, _ in WANTED}
+    assert {(base, preset) for base in bases for preset in OFFICIAL[base]} == WANTED.keys()
+
+
+@pytest.mark.parametrize("base", ["Flux.1", "Chroma"])
+def test_where_one_file_is_missing_the_other_is_taken(base: str, tmp_path: Path) -> None:
+    """PLUS on Flux is XLabs' second, or InstantX's with its own encoder."""
+    models = Models(tmp_path)
+    shapes = shapes_of(FILES["x3.safetensors"])
+    sparse_safetensors(models.folders["ipadapter"] / "any.bin", shapes)
+    models.encoder("siglip.safetensors", (1152, 1152, 378))
+    choice = models.choose(PLUS, base)
+    assert choice.spec.family is Family.FLUX_INSTANTX and not choice.notes
+    assert choice.encoder and choice.encoder.name == "siglip.safetensors"
+    assert presets_of(choice.adapter, base) == [PLUS]  # as Doctor lists it
 
 
 @pytest.mark.parametrize(("base", "preset"), WANTED)
@@ -62,7 +76,10 @@ def test_without_the_file_it_says_what_to_get(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         Models(tmp_path).choose(PLUS, "Chroma")
     message = plain_text(caught.value)
-    assert "XLabs for Flux.1" in message and "flux-ip-adapter-v2.safetensors (1.06 GB)" in message
+    assert (
+        "XLabs or InstantX for Flux.1" in message
+        and "flux-ip-adapter-v2.safetensors (1.06 GB)" in message
+    )
 
 
 def test_a_file_of_the_other_version_is_told(models: Models, tmp_path: Path) -> None:

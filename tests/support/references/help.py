@@ -33,8 +33,22 @@ PRESETS = {
     "IPAdapterModelLoader": ALL_PRESETS,
     "IPAdapterImageEncoderLoader": ALL_PRESETS,
 }
-VIT_H, VIT_G, VIT_L = (encoder.file for encoder in ENCODER_SOURCES[:3])
-ENCODER_NAMES = {VIT_H: "ViT-H", VIT_G: "ViT-bigG", VIT_L: "ViT-L 336"}
+VIT_H, VIT_G, VIT_L_336, SIGLIP, VIT_L = (encoder.file for encoder in ENCODER_SOURCES)
+ENCODER_NAMES = {
+    VIT_H: "ViT-H",
+    VIT_G: "ViT-bigG",
+    VIT_L_336: "ViT-L 336",
+    SIGLIP: "SigLIP so400m",
+    VIT_L: "ViT-L",
+}
+# Of the families whose files all want the same.
+FAMILY_ENCODERS = {
+    Family.KOLORS_PLUS: VIT_L_336,
+    Family.KOLORS_FACEID_PLUS: VIT_L_336,
+    Family.FLUX_XLABS: VIT_L,
+    Family.FLUX_INSTANTX: SIGLIP,
+    Family.SD3_INSTANTX: SIGLIP,
+}
 FACE_ONLY = (Family.FACEID, Family.PORTRAIT, Family.PORTRAIT_UNNORM)
 
 
@@ -106,7 +120,7 @@ def files_section(node_id: str) -> str:
         needed = [(p, OFFICIAL[base][p]) for p in presets if base in _bases(p)]
         lines += ["", f"**{base}**", ""] if needed else []
         for preset, requirement in needed:
-            used.add(encoder_of(requirement))
+            used |= {encoder_of(one) for one in (requirement, requirement.other) if one}
             lines.append(f"- {preset}: {_file(requirement)}")
     rows = [f"- {name}: {_link(file)}" for file, name in ENCODER_NAMES.items() if name in used]
     return "\n".join([*lines, *(["", "**Image encoders**", "", *rows] if rows else [])])
@@ -119,7 +133,8 @@ def _bases(preset: str) -> list[str]:
 
 def _file(needed: Requirement) -> str:
     lora = f", LoRA {_link(needed.lora)}" if needed.lora else ""
-    return f"{_link(needed.file)}{lora}, encoder {encoder_of(needed)}"
+    own = f"{_link(needed.file)}{lora}, encoder {encoder_of(needed)}"
+    return f"{own}; or {_file(needed.other)}" if needed.other else own
 
 
 def _link(name: str) -> str:
@@ -131,10 +146,8 @@ def encoder_of(needed: Requirement) -> str:
     """The encoder that an official file wants, by its short name."""
     if needed.family in FACE_ONLY:
         return "none (face analysis buffalo_l)"
-    if needed.family in (Family.KOLORS_PLUS, Family.KOLORS_FACEID_PLUS):
-        return ENCODER_NAMES[VIT_L]
     is_g = needed.family is Family.STANDARD and needed.embed_dim == 1280
-    return ENCODER_NAMES[VIT_G if is_g else VIT_H]
+    return ENCODER_NAMES[FAMILY_ENCODERS.get(needed.family, VIT_G if is_g else VIT_H)]
 
 
 def _note(kind: Any, options: dict[str, Any], optional: bool) -> str:
