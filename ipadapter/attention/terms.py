@@ -132,5 +132,5 @@ def gate_of(injection: Injection, factor: float, like: Tensor, call: CallState) 
     slot = (injection.layer, factor, like.device, like.dtype)
     found = call.prepared.get(slot)
     if found is None:
-        found = call.prepared[slot] = torch.tensor(factor, device=like.device, dtype=like.dtype)
+        found = call.prepared[slot] = torch.full((), factor, device=like.device, dtype=like.dtype)
     return found

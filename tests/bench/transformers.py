@@ -34,7 +34,8 @@ ROWS = {"Flux": 1, "SD3": 2}  # Flux.1 is sampled at cfg 1, SD3.5 above
 @dataclass(frozen=True)
 class Kind:
     """A published adapter. file: its tensors for a geometry. features: shape of what an encoder
-    gives of a picture. tokens: that the adapter makes of it."""
+    gives of a picture; narrow where no step sees them. tokens: that the adapter makes of it. size:
+    of its projector."""
 
     name: str
     geometry: Geometry
@@ -52,9 +53,9 @@ class Kind:
 
 
 KINDS = (
-    Kind("XLabs v1", FLUX_DEV, xlabs, (1, 768), 4, {}),
-    Kind("XLabs v2", FLUX_DEV, xlabs, (1, 768), 16, {}),
-    Kind("InstantX", FLUX_DEV, instantx, (1, 1152), 128, {}),
+    Kind("XLabs v1", FLUX_DEV, xlabs, (1, 48), 4, {}),
+    Kind("XLabs v2", FLUX_DEV, xlabs, (1, 48), 16, {}),
+    Kind("InstantX", FLUX_DEV, instantx, (1, 48), 128, {}),
     Kind("SD3.5", SD35_LARGE, sd3, (1, 729, 1152), 64, {"dim": 1280}),
 )
 

@@ -33,6 +33,18 @@ def test_counted_work_grows_with_the_tokens(host: Any) -> None:
     assert 0 < few < many == pytest.approx(4 * few, rel=0.01)
 
 
+def test_counted_work_of_a_transformer_grows_with_the_tokens(host: Any) -> None:
+    run, commands = (importlib.import_module(f"bench.{name}") for name in ("run", "transformers"))
+    harness = importlib.import_module("bench.harness")
+    bench = harness.Bench(host, run.parser().parse_args(["transformers", *TINY]))
+    few, many = (
+        commands.Step(bench, kind.at(tiny=True), 1, 1, 16, "meta").work()
+        for kind in commands.KINDS[:2]
+    )
+    (_, few_added), (whole, many_added) = few[:, 0], many[:, 0]
+    assert 0 < few_added < whole and many_added == 4 * few_added
+
+
 def test_no_layer_reads_from_the_device(host: Any) -> None:
     for row in measured(host, "gpu"):
         assert row["more reads, per step"] <= 1

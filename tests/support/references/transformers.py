@@ -174,9 +174,7 @@ def sd3_output(pair: Pair, case: Case) -> Tensor:
         processors = network._convert_ip_adapter_attn_to_diffusers(halves["ip_adapter"], False)
         for number, processor in enumerate(processors.values()):
             scale = weight if isinstance(weight, (int, float)) else weight[number]
-            processor.scale = (
-                scale if case.mask is None else ByPosition.of(pair, case.mask, scale)
-            )
+            processor.scale = scale if case.mask is None else ByPosition.of(pair, case.mask, scale)
         network.set_attn_processor(dict(processors))
         resampler = network._convert_ip_adapter_image_proj_to_diffusers(halves["image_proj"], False)
         rows = [
