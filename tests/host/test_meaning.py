@@ -126,9 +126,9 @@ def test_weight_moves_the_output_steadily(runs: Runs, family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weight_zero_is_the_plain_model_bit_for_bit(runs: Runs, family: str) -> None:
-    demo, few = runs.demo, {"count": 2, "steps": 2}
+    demo = runs.demo
     model = demo.applied(demo.adapter(family), demo.references[:2], weight=0.0)
-    assert torch.equal(demo.sample(model, **few), demo.sample(**few))
+    assert torch.equal(demo.sample(model, count=2, steps=2), demo.sample(count=2, steps=2))
 
 
 def test_mask_confines_the_effect(runs: Runs) -> None:

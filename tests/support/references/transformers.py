@@ -159,7 +159,7 @@ class ByPosition:
         return cls(scale * on_grid(mask[0], (height // 2, width // 2)).reshape(1, -1, 1))
 
     def __rmul__(self, term: Tensor) -> Tensor:
-        return term * self.factor
+        return term * self.factor.to(term)
 
 
 def sd3_output(pair: Pair, case: Case) -> Tensor:
