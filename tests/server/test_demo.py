@@ -25,7 +25,7 @@ def arguments(*given: str) -> argparse.Namespace:
 
 def test_image_prompts_come_near_their_picture(demo_server: Any, given: dict[str, Any]) -> None:
     """With the controls: words alone, and an adapter whose numbers are in random order."""
-    table = script("demo").measured(demo_server, given, steps=8)
+    table = script("demo").measured(demo_server, given, steps=5)
     rows = re.findall(r"^\| (.+) \| ([\d.]+) \|$", table, re.MULTILINE)
     distances = {title: float(distance) for title, distance in rows}
     assert len(distances) == len(script("tools.contact_sheet").controls())
