@@ -11,7 +11,7 @@ from support.hosts.compose import SKIPPED
 from support.hosts.neighbours import windowed_model
 from support.hosts.scene import Scene, picture
 from support.models.transformer_adapters import instantx, sd3, xlabs
-from support.models.transformers import TINY_FLUX, TINY_SD3
+from support.models.transformers import TINY_FLUX, TINY_SD3, flux_controlnet, randomise
 from torch import Tensor
 
 ROUNDING = 1e-5
@@ -139,6 +139,67 @@ def test_maps_show_a_picture_where_its_mask_lets_it(scene: Scene) -> None:
     )
     assert maps.shape == (1, 16, 16)
     assert maps[:, :, 10:].max() < 0.1 < maps[:, :, :6].mean()
+
+
+@pytest.fixture(scope="module", params=[xlabs, instantx], ids=["XLabs", "InstantX"])
+def flux_scene(host: Any, request: pytest.FixtureRequest) -> Scene:
+    return Scene.of_transformer(host, TINY_FLUX, request.param(TINY_FLUX))
+
+
+def test_a_controlnet_for_flux(flux_scene: Scene) -> None:
+    """Both are seen, each beside the other; the adapter at 0 leaves the ControlNet as it is."""
+    scene = flux_scene
+    positive, negative = scene.host.call(
+        "ControlNetApplyAdvanced",
+        positive=scene.positive,
+        negative=scene.negative,
+        control_net=flux_controlnet(TINY_FLUX),
+        image=picture(4),
+        strength=0.5,
+        start_percent=0.0,
+        end_percent=1.0,
+    )
+    conds = {"positive": positive, "negative": negative}
+    controlled, both = scene.sample(**conds), scene.sample(scene.apply(), **conds)
+    assert difference(controlled, scene.sample()) > VISIBLE
+    assert difference(both, controlled) > VISIBLE
+    assert difference(both, scene.sample(scene.apply())) > VISIBLE
+    assert torch.equal(scene.sample(scene.apply(weight=0.0), **conds), controlled)
+
+
+def redux(scene: Scene, **strength: Any) -> Any:
+    """The positive prompt with the words that Redux makes of a picture."""
+    import comfy.sd
+    from comfy.ldm.flux.redux import ReduxImageEncoder
+
+    network = ReduxImageEncoder(48, TINY_FLUX.text_dim)
+    randomise(network, 7)
+    (seen,) = scene.host.call(
+        "CLIPVisionEncode", clip_vision=scene.clip_vision, image=picture(5), crop="center"
+    )
+    return scene.host.call(
+        "StyleModelApply",
+        conditioning=scene.positive,
+        style_model=comfy.sd.StyleModel(network),
+        clip_vision_output=seen,
+        **strength,
+    )[0]
+
+
+def test_redux(flux_scene: Scene) -> None:
+    """Its words change the result, and the picture's rows stay where they are. Words that nothing
+    may look at leave the adapter's result as it is without them."""
+    scene, ones = flux_scene, torch.ones(1, 16, 16)
+    for kind in ("multiply", "attn_bias"):
+        positive = redux(scene, strength=0.7, strength_type=kind)
+        both = scene.sample(scene.apply(), positive=positive)
+        assert difference(both, scene.sample(positive=positive)) > VISIBLE
+        assert difference(both, scene.sample(scene.apply())) > VISIBLE
+        masked = scene.sample(scene.apply(attn_mask=ones), positive=positive)
+        assert difference(masked, both) < ROUNDING
+    unseen = redux(scene, strength=1e-30, strength_type="attn_bias")
+    hidden, alone = scene.sample(scene.apply(), positive=unseen), scene.sample(scene.apply())
+    assert difference(hidden, alone) < ROUNDING
 
 
 def test_words_beside_pictures(flux: Scene) -> None:
