@@ -11,7 +11,9 @@ from support.hosts.compose import SKIPPED
 from support.hosts.neighbours import windowed_model
 from support.hosts.scene import Scene, picture
 from support.models.transformer_adapters import instantx, sd3, xlabs
-from support.models.transformers import TINY_FLUX, TINY_SD3, flux_controlnet, randomise
+from support.models.transformers import TINY_FLUX, TINY_SD3, Geometry, flux_controlnet, randomise
+from tools.random_transformers import FLUX_SIZE, SD3_SIZE, sd3_network
+from tools.random_transformers import flux as flux_network
 from torch import Tensor
 
 ROUNDING = 1e-5
@@ -200,6 +202,39 @@ def test_redux(flux_scene: Scene) -> None:
     unseen = redux(scene, strength=1e-30, strength_type="attn_bias")
     hidden, alone = scene.sample(scene.apply(), positive=unseen), scene.sample(scene.apply())
     assert difference(hidden, alone) < ROUNDING
+
+
+# A base, its network and an adapter for it. The host counts on Flux's full width.
+BITS = {
+    "SD3.5": (
+        Geometry("two blocks", "SD3", 2, 64, double=2, text_dim=4096, pooled=2048),
+        sd3_network,
+        lambda: sd3(SD3_SIZE, 48),
+    ),
+    "Flux": (
+        Geometry("one block", "Flux", 24, 128, double=1, text_dim=4096, pooled=768),
+        flux_network,
+        lambda: xlabs(FLUX_SIZE, 48),
+    ),
+}
+
+
+@pytest.mark.parametrize("base", ["SD3.5", pytest.param("Flux", marks=pytest.mark.slow)])
+def test_a_base_in_8_bits(host: Any, base: str) -> None:
+    """By the host's loader: the numbers stay in 8 bits, what comes out is what they make in 32."""
+    import comfy.sd
+
+    geometry, network, adapter = BITS[base]
+    narrow = {key: value.to(torch.float8_e4m3fn) for key, value in network().items()}
+    results = []
+    for dtype in (torch.float8_e4m3fn, torch.float32):
+        state = {key: value.to(dtype) for key, value in narrow.items()}
+        model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})
+        assert {one.dtype for one in model.model.diffusion_model.parameters()} == {dtype}
+        scene = Scene.of_transformer(host, geometry, adapter(), model)
+        results.append(scene.sample(scene.apply(), cfg=1.0))
+        assert difference(results[-1], scene.sample(cfg=1.0)) > VISIBLE
+    assert difference(*results) < ROUNDING
 
 
 def test_words_beside_pictures(flux: Scene) -> None:
