@@ -229,7 +229,7 @@ def test_a_base_in_8_bits(host: Any, base: str) -> None:
     results = []
     for dtype in (torch.float8_e4m3fn, torch.float32):
         state = {key: value.to(dtype) for key, value in narrow.items()}
-        model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})
+        model: Any = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})
         assert {one.dtype for one in model.model.diffusion_model.parameters()} == {dtype}
         scene = Scene.of_transformer(host, geometry, adapter(), model)
         results.append(scene.sample(scene.apply(), cfg=1.0))
