@@ -166,7 +166,7 @@ def test_a_controlnet_for_flux(flux_scene: Scene) -> None:
     assert difference(controlled, scene.sample()) > VISIBLE
     assert difference(both, controlled) > VISIBLE
     assert difference(both, scene.sample(scene.apply())) > VISIBLE
-    assert torch.equal(scene.sample(scene.apply(weight=0.0), **conds), controlled)
+    assert difference(scene.sample(scene.apply(weight=0.0), **conds), controlled) < ROUNDING
 
 
 def redux(scene: Scene, **strength: Any) -> Any:
