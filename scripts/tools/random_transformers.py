@@ -123,18 +123,23 @@ def text_encoder_file() -> State:
     return state
 
 
-def sd3_checkpoint() -> State:
-    """An SD3.5 with CLIP-L and an image decoder."""
+def sd3_network() -> State:
+    """An SD3.5 of two narrow blocks."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
-
-    from .random_models import autoencoder
 
     model = OpenAISignatureMMDITWrapper(
         **SD3, device="meta", operations=comfy.ops.disable_weight_init
     )
+    return thin_state(_shapes_of(model), seed=26)
+
+
+def sd3_checkpoint() -> State:
+    """The same with CLIP-L and an image decoder."""
+    from .random_models import autoencoder
+
     parts = {
-        "model.diffusion_model.": thin_state(_shapes_of(model), seed=26),
+        "model.diffusion_model.": sd3_network(),
         "text_encoders.clip_l.transformer.": text_encoder_file(),
         "first_stage_model.": autoencoder(seed=27, channels=16),
     }

@@ -13,6 +13,7 @@ FOLDER = ROOT / "workflows"
 FILES = {graph.name: graph.file for graph in script("workflow_graphs").graphs()}
 NAMES = sorted(FILES)
 PACK = "image-prompt-adapter"
+CARDS = "[data-testid^=template-workflow-]"
 # Widget values to cut off the end of a pack node's list, as older files lack them.
 SHORT = {"simple": ("IPAdapter", 1), "regions": ("IPAdapterRegionalConditioning", 2)}
 SHORT["weight_types"] = ("IPAdapterAdvanced", 4)
@@ -29,6 +30,16 @@ def read_api(name: str) -> dict[str, Any]:
 def card(page: Any, name: str) -> Any:
     """A template in the page's list."""
     return page.page.locator(f"[data-testid='template-workflow-{FILES[name]}']")
+
+
+def all_cards(page: Any) -> Any:
+    """The templates in the page's list, of which newer pages show some and more when scrolled."""
+    cards = page.page.locator(CARDS)
+    while (shown := cards.count()) < len(FILES):
+        cards.last.scroll_into_view_if_needed()
+        more = "([cards, shown]) => document.querySelectorAll(cards).length > shown"
+        page.page.wait_for_function(more, arg=[CARDS, shown])
+    return cards
 
 
 def queued(page: Any) -> dict[str, Any]:
@@ -64,7 +75,7 @@ def test_files_without_trailing_values_take_the_defaults(page: Any, name: str) -
 def test_templates_are_listed_in_order_with_pictures(page: Any, picture: Any) -> None:
     """Under the pack's name, as people read them, each with a thumbnail that loads."""
     content = page.browse_templates(PACK)
-    cards = content.page.locator("[data-testid^=template-workflow-]")
+    cards = all_cards(page)
     listed = cards.evaluate_all("cards => cards.map(card => card.dataset.testid)")
     assert listed == [f"template-workflow-{file}" for file in FILES.values()]
     for name in FILES:  # a card's picture is asked for once the card can be seen

@@ -11,7 +11,9 @@ from support.hosts.compose import SKIPPED
 from support.hosts.neighbours import windowed_model
 from support.hosts.scene import Scene, picture
 from support.models.transformer_adapters import instantx, sd3, xlabs
-from support.models.transformers import TINY_FLUX, TINY_SD3
+from support.models.transformers import TINY_FLUX, TINY_SD3, Geometry, flux_controlnet, randomise
+from tools.random_transformers import FLUX_SIZE, SD3_SIZE, sd3_network
+from tools.random_transformers import flux as flux_network
 from torch import Tensor
 
 ROUNDING = 1e-5
@@ -139,6 +141,100 @@ def test_maps_show_a_picture_where_its_mask_lets_it(scene: Scene) -> None:
     )
     assert maps.shape == (1, 16, 16)
     assert maps[:, :, 10:].max() < 0.1 < maps[:, :, :6].mean()
+
+
+@pytest.fixture(scope="module", params=[xlabs, instantx], ids=["XLabs", "InstantX"])
+def flux_scene(host: Any, request: pytest.FixtureRequest) -> Scene:
+    return Scene.of_transformer(host, TINY_FLUX, request.param(TINY_FLUX))
+
+
+def test_a_controlnet_for_flux(flux_scene: Scene) -> None:
+    """Both are seen, each beside the other; the adapter at 0 leaves the ControlNet as it is."""
+    scene = flux_scene
+    positive, negative = scene.host.call(
+        "ControlNetApplyAdvanced",
+        positive=scene.positive,
+        negative=scene.negative,
+        control_net=flux_controlnet(TINY_FLUX),
+        image=picture(4),
+        strength=0.5,
+        start_percent=0.0,
+        end_percent=1.0,
+    )
+    conds = {"positive": positive, "negative": negative}
+    controlled, both = scene.sample(**conds), scene.sample(scene.apply(), **conds)
+    assert difference(controlled, scene.sample()) > VISIBLE
+    assert difference(both, controlled) > VISIBLE
+    assert difference(both, scene.sample(scene.apply())) > VISIBLE
+    assert difference(scene.sample(scene.apply(weight=0.0), **conds), controlled) < ROUNDING
+
+
+def redux(scene: Scene, **strength: Any) -> Any:
+    """The positive prompt with the words that Redux makes of a picture."""
+    import comfy.sd
+    from comfy.ldm.flux.redux import ReduxImageEncoder
+
+    network = ReduxImageEncoder(48, TINY_FLUX.text_dim)
+    randomise(network, 7)
+    (seen,) = scene.host.call(
+        "CLIPVisionEncode", clip_vision=scene.clip_vision, image=picture(5), crop="center"
+    )
+    return scene.host.call(
+        "StyleModelApply",
+        conditioning=scene.positive,
+        style_model=comfy.sd.StyleModel(network),
+        clip_vision_output=seen,
+        **strength,
+    )[0]
+
+
+def test_redux(flux_scene: Scene) -> None:
+    """Its words change the result, and the picture's rows stay where they are. Words that nothing
+    may look at leave the adapter's result as it is without them."""
+    scene, ones = flux_scene, torch.ones(1, 16, 16)
+    for kind in ("multiply", "attn_bias"):
+        positive = redux(scene, strength=0.7, strength_type=kind)
+        both = scene.sample(scene.apply(), positive=positive)
+        assert difference(both, scene.sample(positive=positive)) > VISIBLE
+        assert difference(both, scene.sample(scene.apply())) > VISIBLE
+        masked = scene.sample(scene.apply(attn_mask=ones), positive=positive)
+        assert difference(masked, both) < ROUNDING
+    unseen = redux(scene, strength=1e-30, strength_type="attn_bias")
+    hidden, alone = scene.sample(scene.apply(), positive=unseen), scene.sample(scene.apply())
+    assert difference(hidden, alone) < ROUNDING
+
+
+# A base, its network and an adapter for it. The host counts on Flux's full width.
+BITS = {
+    "SD3.5": (
+        Geometry("two blocks", "SD3", 2, 64, double=2, text_dim=4096, pooled=2048),
+        sd3_network,
+        lambda: sd3(SD3_SIZE, 48),
+    ),
+    "Flux": (
+        Geometry("one block", "Flux", 24, 128, double=1, text_dim=4096, pooled=768),
+        flux_network,
+        lambda: xlabs(FLUX_SIZE, 48),
+    ),
+}
+
+
+@pytest.mark.parametrize("base", ["SD3.5", pytest.param("Flux", marks=pytest.mark.slow)])
+def test_a_base_in_8_bits(host: Any, base: str) -> None:
+    """By the host's loader: the numbers stay in 8 bits, what comes out is what they make in 32."""
+    import comfy.sd
+
+    geometry, network, adapter = BITS[base]
+    narrow = {key: value.to(torch.float8_e4m3fn) for key, value in network().items()}
+    results = []
+    for dtype in (torch.float8_e4m3fn, torch.float32):
+        state = {key: value.to(dtype) for key, value in narrow.items()}
+        model: Any = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})
+        assert {one.dtype for one in model.model.diffusion_model.parameters()} == {dtype}
+        scene = Scene.of_transformer(host, geometry, adapter(), model)
+        results.append(scene.sample(scene.apply(), cfg=1.0))
+        assert difference(results[-1], scene.sample(cfg=1.0)) > VISIBLE
+    assert difference(*results) < ROUNDING
 
 
 def test_words_beside_pictures(flux: Scene) -> None:

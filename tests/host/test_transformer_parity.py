@@ -108,6 +108,19 @@ def test_xlabs_equals_diffusers(core: Any, noted: Any, geometry: Geometry, setup
     assert noted(f"{geometry.name}, XLabs, {setup}", error) < TOLERANCE
 
 
+def test_beside_a_controlnet_xlabs_equals_diffusers(core: Any, noted: Any) -> None:
+    """The ControlNet's residuals come after the adapter's, into every block."""
+    geometry = TINY_FLUX
+    pair, case = pair_of(geometry), xlabs_case(geometry)
+    control = [seeded(60 + n, 2, 24, geometry.width) for n in range(geometry.blocks)]
+    model = pack_model(pair, case, core)
+    ours = model_output(pair, model, control)
+    error = difference(ours, xlabs_output(pair, case, control))
+    assert difference(ours, model_output(pair, model)) > 0.05
+    assert difference(ours, model_output(pair, pair.model, control)) > 0.05
+    assert noted(f"{geometry.name}, XLabs beside a ControlNet", error) < TOLERANCE
+
+
 def instantx_case(
     geometry: Geometry, images: int = 1, adapters: int = 1, mask: Tensor | None = None
 ) -> Case:

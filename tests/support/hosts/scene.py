@@ -44,15 +44,18 @@ class Scene:
         return cls(host, model, adapter, clip_vision, conds[0], conds[1])
 
     @classmethod
-    def of_transformer(cls, host: Any, geometry: transformers.Geometry, state: Any) -> Scene:
-        """The same for a tiny transformer. state: of an adapter for it, as its file has it."""
+    def of_transformer(
+        cls, host: Any, geometry: transformers.Geometry, state: Any, model: Any = None
+    ) -> Scene:
+        """The same for a tiny transformer. state: of an adapter for it, as its file has it. model:
+        one of this geometry instead of a new one."""
         module = host.module
         checkpoint = module("ipadapter.adapters.checkpoint").checkpoint_from_dict(state, "random")
         adapter = module("ipadapter.adapters.adapter").Adapter.from_checkpoint(checkpoint)
         conds = [_transformer_text(geometry, seed) for seed in (1, 2)]
         return cls(
             host,
-            transformers.build_pair(geometry).model,
+            model or transformers.build_pair(geometry).model,
             adapter,
             tiny_clip_vision(projected=48, hidden=48),
             conds[0],

@@ -221,6 +221,18 @@ def _known(parameters: Any, given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in parameters.__dataclass_fields__}
 
 
+def flux_controlnet(geometry: Geometry, seed: int = 11) -> Any:
+    """The host's CONTROL_NET for a Flux of this shape, with random weights."""
+    import comfy.controlnet
+    import comfy.ldm.flux.controlnet
+
+    network = _network(comfy.ldm.flux.controlnet.ControlNetFlux, flux_config(geometry))
+    randomise(network, seed)
+    return comfy.controlnet.ControlNet(
+        network.train(False), load_device=torch.device("cpu"), extra_conds=["y", "guidance"]
+    )
+
+
 def sd3_config(geometry: Geometry) -> dict[str, Any]:
     """Arguments of the host's MMDiT."""
     text = {"in_features": geometry.text_dim, "out_features": geometry.width}

@@ -35,8 +35,11 @@ def positions(latents: Tensor) -> Tensor:
     return torch.cat([torch.zeros(len(grid), 1), grid], dim=1)
 
 
-def reference_output(pair: Pair, joint: Mapping[str, Any] | None = None) -> Tensor:
-    """What `diffusers` predicts. joint: its joint_attention_kwargs."""
+def reference_output(
+    pair: Pair, joint: Mapping[str, Any] | None = None, control: Sequence[Tensor] = ()
+) -> Tensor:
+    """What `diffusers` predicts. joint: its joint_attention_kwargs. control: of a ControlNet for
+    Flux, (rows, patches, width) per block."""
     latents, (text, pooled) = pair.latents(), pair.text()
     time = torch.full((len(latents),), TIME)
     given: dict[str, Any] = {"encoder_hidden_states": text, "joint_attention_kwargs": joint}
@@ -47,13 +50,17 @@ def reference_output(pair: Pair, joint: Mapping[str, Any] | None = None) -> Tens
         given |= {"txt_ids": torch.zeros(TEXT_TOKENS, 3), "img_ids": positions(latents)}
         if pair.geometry.kind == "Flux":
             given |= {"pooled_projections": pooled, "guidance": torch.full_like(time, 3.5)}
+        if control:
+            double = pair.geometry.double
+            given["controlnet_block_samples"] = control[:double]
+            given["controlnet_single_block_samples"] = control[double:]
         patches = pair.reference(hidden_states=packed(latents), timestep=time, **given).sample
         return unpacked(patches, latents)
 
 
-def model_output(pair: Pair, model: Any, **options: Any) -> Tensor:
-    """What a MODEL of the host predicts: row 0 uncond, row 1 cond. options: transformer options
-    beside those of the MODEL."""
+def model_output(pair: Pair, model: Any, control: Sequence[Tensor] = (), **options: Any) -> Tensor:
+    """What a MODEL of the host predicts: row 0 uncond, row 1 cond. control: as for
+    `reference_output`. options: transformer options beside those of the MODEL."""
     latents, (text, pooled) = pair.latents(), pair.text()
     given = {
         **model.model_options["transformer_options"],
@@ -62,11 +69,14 @@ def model_output(pair: Pair, model: Any, **options: Any) -> Tensor:
         "sigmas": torch.full((2,), TIME),
         **options,
     }
-    kwargs = {
+    kwargs: dict[str, Any] = {
         "Flux": {"y": pooled, "guidance": torch.full((2,), 3.5)},
         "Chroma": {"guidance": torch.zeros(2)},
         "SD3": {"y": pooled},
     }[pair.geometry.kind]
+    if control:
+        double = pair.geometry.double
+        kwargs["control"] = {"input": control[:double], "output": control[double:]}
     with torch.no_grad():
         return _predicted(model.model, latents, text, given, kwargs)
 
@@ -102,7 +112,7 @@ class Case:
     mask: Tensor | None = None
 
 
-def xlabs_output(pair: Pair, case: Case) -> Tensor:
+def xlabs_output(pair: Pair, case: Case, control: Sequence[Tensor] = ()) -> Tensor:
     """What `diffusers` predicts with XLabs' adapters: row 0 uncond, row 1 cond."""
     network, plain = pair.reference, dict(pair.reference.attn_processors)
     states = [official_xlabs(state) for state in case.adapters]
@@ -118,7 +128,7 @@ def xlabs_output(pair: Pair, case: Case) -> Tensor:
             torch.stack([uncond.expand_as(cond), cond])
             for cond, uncond in zip(case.cond, case.uncond, strict=True)
         ]
-        return reference_output(pair, {"ip_adapter_image_embeds": embeds})
+        return reference_output(pair, {"ip_adapter_image_embeds": embeds}, control)
     finally:
         network.encoder_hid_proj = None
         network.set_attn_processor(plain)
