@@ -35,15 +35,15 @@ class _Run:
 
     def __init__(self, around: Around, args: Args) -> None:
         self.around, self.text = around, int(args["txt"].shape[1])
+        self.rows = self.text + int(args["img"].shape[1])
         self.seen = False
 
     def attended(self, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> Tensor:
         """The attention's output with the terms in the picture's rows. All (rows, length, width),
         but that value may come by head."""
-        around = self.around
-        pixels = around.sight(self.text).pixels
-        if query.shape[1] != pixels.stop:  # the picture's rows alone, in blocks of SD3.5-Medium
+        if query.shape[1] != self.rows:  # the picture's alone, in some blocks of SD3.5-Medium
             return output
+        around = self.around
         if not is_compiling():  # where the host runs this apart, and nothing may be noted
             self.seen = True
         value = value if value.ndim == 3 else value.flatten(-2)
