@@ -86,7 +86,12 @@ def graphs(host: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", SCENES)
+MORE_THAN_ONE = pytest.mark.xfail(reason="SD3.5 is traced twice in its first run", strict=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["UNet", "XLabs", "InstantX", pytest.param("SD3.5", marks=MORE_THAN_ONE)]
+)
 def test_one_graph_serves_every_run(host: Any, graphs: list[Any], name: str) -> None:
     scene = SCENES[name](host)
     for number, change in enumerate(({}, *CHANGES)):

@@ -91,8 +91,8 @@ def test_two_files_and_three_nodes_equal_the_published_maths(
     picture = torch.from_numpy(data.astronaut())[None] / 255
     model = applied(host, pair, encoder, picture, weight=0.8)
     ours, plain = model_output(pair, model), model_output(pair, pair.model)
-    nothing = torch.zeros_like(pooled)  # of no negative picture
-    expected = naive_output(pair, Case([state], [0.8], [pooled], [nothing]))
+    # The negative of no negative picture is the picture itself.
+    expected = naive_output(pair, Case([state], [0.8], [pooled], [pooled]))
     error = difference(ours, expected)
     assert difference(ours[0], plain[0]) > 0.05
     record_property("measured", f"{'InstantX by its nodes from the plain maths':<70} {error:.1e}")

@@ -33,15 +33,18 @@ def read_transformer(network: Any) -> Layout | None:
 
 
 class Carried(NamedTuple):
-    """Options of a model call that carry image prompts, and what its blocks make known."""
+    """Options of a model call that carry image prompts, and what its blocks make known. acts:
+    whether any of them acts at the call's noise level."""
 
     options: dict[str, Any]
     frame: Frame
+    acts: bool
 
     def report(self, prepared: MutableMapping[Any, Any]) -> None:
         """After the call: note for the sampling run what was seen. Blocks do not: compiled ones
         leave the run's own state alone."""
-        prepared[CARRIED] = True
+        if self.acts:
+            prepared[CARRIED] = True
         if self.frame.acted:
             prepared[ACTED] = True
         if self.frame.unseen is not None:
@@ -93,7 +96,8 @@ class Carrier:
             kind.told_by[one.block.name] for one in placed if one.block.name in kind.told_by
         }:
             held[key] = _noting_text(held.get(key), frame)
-        return Carried({**options, "patches_replace": {**replaced, "dit": held}}, frame)
+        acts = any(one.acts(call) for patch in placed.values() for one in patch.injections)
+        return Carried({**options, "patches_replace": {**replaced, "dit": held}}, frame, acts)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Carrier:
         """Older hosts deep-copy model options on every clone; immutable content needs no copy."""

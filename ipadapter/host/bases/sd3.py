@@ -9,6 +9,7 @@ from typing import Any
 
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from ...attention.folding import Norms
 from ...attention.joined import Attended
@@ -34,15 +35,17 @@ class _Run:
 
     def __init__(self, around: Around, args: Args) -> None:
         self.around, self.text = around, int(args["txt"].shape[1])
+        self.rows = self.text + int(args["img"].shape[1])
         self.seen = False
 
     def attended(self, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> Tensor:
         """The attention's output with the terms in the picture's rows. All (rows, length, width),
         but that value may come by head."""
-        if self.seen:  # the picture's rows among themselves, in some blocks of SD3.5-Medium
+        if query.shape[1] != self.rows:  # the picture's alone, in some blocks of SD3.5-Medium
             return output
-        self.seen = True
         around = self.around
+        if not is_compiling():  # where the host runs this apart, and nothing may be noted
+            self.seen = True
         value = value if value.ndim == 3 else value.flatten(-2)
         given = Attended(*(part[:, self.text :] for part in (query, key, value)))
         output = output if around.frame.fresh else output.clone()
@@ -61,7 +64,7 @@ def _carry(around: Around, block: Block, args: Args) -> dict[str, Any]:
     run = _Run(around, args)
     options = with_override(args["transformer_options"], run.attended)
     out = block({**args, "transformer_options": options})
-    if not run.seen:
+    if not run.seen and not is_compiling():
         around.frame.unseen = around.layer
     return out
 

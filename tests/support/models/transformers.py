@@ -101,6 +101,8 @@ def random_model(geometry: Geometry, device: str = "cpu") -> Any:
     }
     kind, config_of = classes[geometry.kind]
     config = config_of(geometry)
+    if "pos_embed_max_size" in config:  # as published
+        config |= {"pos_embed_max_size": 192, "num_patches": 192**2}
     network = _network(kind, config, device)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
