@@ -67,6 +67,8 @@ TWINS = {
     Family.FLUX_XLABS: Family.STANDARD,
     Family.FLUX_INSTANTX: Family.FACEID,
     Family.SD3_INSTANTX: Family.PLUS,
+    Family.TRANSFORMER: Family.STANDARD,
+    Family.TRANSFORMER_PLUS: Family.PLUS,
 }
 
 
@@ -94,6 +96,8 @@ LAYER = {
     "XLabs": "double_blocks.7.processor.ip_adapter_double_stream_{}_proj",
     "InstantX": "ip_adapter.7.to_{}_ip",
     "InstantX timed": "ip_adapter.7.to_{}_ip",
+    "standard for transformers": "ip_adapter.7.to_{}_ip",
+    "Plus for transformers": "ip_adapter.7.to_{}_ip",
 }
 
 
