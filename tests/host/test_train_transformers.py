@@ -350,8 +350,8 @@ def test_flux_has_no_plus(host: Any) -> None:
 
 @pytest.mark.parametrize(("geometry", "family"), TRAINED, ids=lambda c: getattr(c, "name", c))
 def test_from_the_node_to_a_file_to_a_picture(host: Any, geometry: Geometry, family: str) -> None:
-    """What the node has trained is saved, known to the loader and applied; the base stays as it
-    was."""
+    """What the node has trained is saved, known to the loader and applied; the base has not
+    changed by it."""
     given = node_inputs_of(geometry, family=family)
     network = pair_of(geometry).model.model.diffusion_model
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -180,8 +180,8 @@ def _features(clip_vision: Any, source: EmbedSource, pictures: Pictures) -> tupl
 
 
 def _prompts(model: ModelPatcher, sources: TrainingInputs, latents: tuple[int, ...]) -> Prompts:
-    """Text of the captions or the CONDITIONING, and of the empty prompt. latents: shape of one
-    picture's."""
+    """Text of the captions or the CONDITIONING, and of the empty prompt. latents: the shape of one
+    picture's latents."""
     entries, empty = _conditionings(sources)
     first, options = entries[0]
     nothing = empty[0] if empty else (torch.zeros_like(first[:1]), _without_text(options))

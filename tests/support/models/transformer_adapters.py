@@ -44,8 +44,8 @@ def normed_plus(geometry: Geometry, embed_dim: int = 48, tokens: int = 8, dim: i
 
 
 def published() -> dict[str, State]:
-    """The published files by the names of their families, and those that are trained here, shapes
-    only."""
+    """The published files by the names of their families, and those that are trained here; of all
+    only the shapes."""
     return {
         "XLabs": xlabs(FLUX_DEV, 768, 16, SHAPES_ONLY),
         "InstantX": instantx(FLUX_DEV, 1152, 128, SHAPES_ONLY),
