@@ -77,7 +77,7 @@ def train(job: Job) -> None:
     import torch
 
     session, recipe = pack_module("host.training.session"), pack_module("training.recipe")
-    families, frozen = pack_module("adapters.families"), pack_module("host.training.frozen_unet")
+    families, frozen = pack_module("adapters.families"), pack_module("host.training.frozen")
     share = pack_module("training.share").distributed()
     model, sources, vision = inputs_of(job, share)
     settings = recipe.TrainSettings(**job.settings)
@@ -171,8 +171,11 @@ def on_ray(job: Job, world: int) -> int:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    paths = os.pathsep.join((str(Path(__file__).resolve().parent), str(SCRIPTS)))
-    known = {"PYTHONPATH": paths, "COMFYUI_PATH": os.environ.get("COMFYUI_PATH", "")}
+    paths = [str(Path(__file__).resolve().parent), str(SCRIPTS), os.environ.get("PYTHONPATH", "")]
+    known = {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "COMFYUI_PATH": os.environ.get("COMFYUI_PATH", ""),
+    }
     ray.init(runtime_env={"env_vars": known})
     trainer = TorchTrainer(
         lambda told: train(Job(**told)),

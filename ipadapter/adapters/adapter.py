@@ -28,6 +28,7 @@ from .prompt import ImagePrompt
 from .spec import AdapterSpec, identify
 from .time_resampler import TimedAdapter
 from .timed import over_time
+from .wiring import KEY_NORM, normed_key
 
 M = TypeVar("M", bound=nn.Module)
 # Bytes of tokens, keys and values kept per adapter: 180 MB are what InstantX's makes of a picture.
@@ -145,7 +146,8 @@ class Adapter:
                 require_finite({f"{layer}.{part}.weight": weight}, self.name)
             return made
 
-        return projected("to_k_ip"), projected("to_v_ip")
+        key = normed_key(projected("to_k_ip"), read.get(f"{layer}.{KEY_NORM}"))
+        return key, projected("to_v_ip")
 
     def tokens(
         self,

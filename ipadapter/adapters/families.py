@@ -308,6 +308,7 @@ class Family(str, Enum):
             _POOLED,
             base=FLUX,
             encoder_size=224,
+            training=Training(4, ImageProjModel.shapes),
             wiring=Wiring.XLABS,
             nothing=Nothing.BLACK,
         ),
@@ -335,6 +336,40 @@ class Family(str, Enum):
             wiring=Wiring.JOINED,
         ),
     )
+    TRANSFORMER = (
+        "standard for transformers",
+        Row(
+            "proj.weight",
+            _standard,
+            ImageProjModel.from_shapes,
+            _POOLED,
+            training=Training(4, ImageProjModel.shapes),
+            wiring=Wiring.NORMED,
+        ),
+    )
+    TRANSFORMER_PLUS = (
+        "Plus for transformers",
+        Row(
+            "latents",
+            _resampler,
+            Resampler,
+            _HIDDEN,
+            keeps_patches=True,
+            training=Training(16, Resampler.shapes),
+            wiring=Wiring.NORMED,
+            nothing=Nothing.GREY,
+        ),
+    )
+
+    def wired(self, wiring: Wiring) -> Family | None:
+        """The trainable family with this one's projector whose layers are wired so; None if no
+        base is known to have one."""
+        own = self.row.training
+        related = (one for one in Family if own and one.row.wiring is wiring and one.row.training)
+        return next((one for one in related if one.row.reads is self.row.reads), None)
 
 
-TRAINABLE = tuple(family for family in Family if family.row.training)
+# What the node offers: how each is wired, the base says.
+TRAINABLE = tuple(
+    family for family in Family if family.row.training and family.row.wiring is Wiring.UNET
+)

@@ -97,7 +97,7 @@ def _unknown_layers(name: str, key: str) -> ValueError:
     return Problem.UNSUPPORTED(
         f"{name} is an adapter whose layers are of an unknown kind: it has '{key}'. This pack "
         "takes adapters for UNet models (SD1.5, SD2, SDXL, Kolors), those of XLabs and InstantX "
-        "for Flux, and InstantX's for SD3.5-Large."
+        "for Flux, InstantX's for SD3.5-Large, and those that IPAdapter Train makes."
     )
 
 

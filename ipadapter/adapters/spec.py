@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass, replace
 
 from ..bases.layout import Layout
+from ..bases.transformers import transformer_name
 from ..bases.unet import base_name
 from ..errors import Problem
 from ..files.tensors import Shapes
 from .families import MAX_TOKENS, Dims, Evidence, FaceVersion, Family
 from .key_values import read_layers
 from .vision import EmbedSource, encoder_name
+from .wiring import Wiring
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ class AdapterSpec:
     @property
     def base_name(self) -> str:
         """The base model that the adapter's layers fit."""
-        return self.family.row.base or base_name(self.token_dim, self.layer_widths)
+        row = self.family.row
+        if row.wiring is Wiring.NORMED:
+            return transformer_name(self.layer_widths)
+        return row.base or base_name(self.token_dim, self.layer_widths)
 
     @property
     def encoder_name(self) -> str:

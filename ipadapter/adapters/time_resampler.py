@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ..files.tensors import Shapes
 from .linear import LayerNorm, Linear
+from .wiring import KEY_NORM, normed_key
 
 HEAD_DIM = 64
 
@@ -148,10 +149,8 @@ class TimedLayer(nn.Module):
     def forward(self, tokens: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values, (images, tokens, width) each."""
         tokens = self.norm_ip(tokens, moment)
-        weight = self.get_parameter("norm_ip_k.weight")
-        by_head = self.to_k_ip(tokens).unflatten(-1, (-1, len(weight))).float()
-        key = by_head * (by_head.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
-        return (key * weight.to(key)).to(tokens.dtype).flatten(-2), self.to_v_ip(tokens)
+        key = normed_key(self.to_k_ip(tokens).float(), self.get_parameter(KEY_NORM))
+        return key.to(tokens.dtype), self.to_v_ip(tokens)
 
 
 class TimedAdapter(nn.Module):

@@ -42,6 +42,12 @@ class EmbedsScaling(str, Enum):
     K_AND_MEAN_V_PENALTY = "K+mean(V) w/ C penalty"
 
 
+def normalised_heads(tensor: Tensor, dim: int, eps: float) -> Tensor:
+    """(..., width), every `dim` numbers of it scaled to a root mean square of 1."""
+    by_head = tensor.unflatten(-1, (-1, dim))
+    return (by_head * (by_head.square().mean(-1, keepdim=True) + eps).rsqrt()).flatten(-2)
+
+
 @dataclass(frozen=True, eq=False)
 class KeyValue:
     """Keys and values of one layer: both (items, tokens, width)."""
@@ -56,11 +62,8 @@ class KeyValue:
     def normalised(self, heads: int, eps: float = 1e-5) -> KeyValue:
         """Every head of every token scaled to a root mean square of 1."""
 
-        def scaled(tensor: Tensor) -> Tensor:
-            by_head = tensor.unflatten(-1, (heads, -1))
-            return (by_head * (by_head.square().mean(-1, keepdim=True) + eps).rsqrt()).flatten(-2)
-
-        return KeyValue(scaled(self.key), scaled(self.value))
+        dim = self.key.shape[-1] // heads
+        return KeyValue(*(normalised_heads(part, dim, eps) for part in (self.key, self.value)))
 
     def nbytes(self) -> int:
         """Bytes held."""

@@ -31,7 +31,8 @@ class Sight(NamedTuple):
     """What a block's rows are, in order: text, the latents' grid, and others (reference pictures).
 
     heads: of its attention. text: rows of text that come first. grid: height and width. block: part
-    of the model and number, for maps. latents: shape of the latents.
+    of the model and number, for maps. latents: shape of the latents. frames: how many grids there
+    are, one after another.
     """
 
     heads: int
@@ -39,10 +40,11 @@ class Sight(NamedTuple):
     grid: tuple[int, int]
     block: tuple[str, int]
     latents: tuple[int, ...]
+    frames: int = 1
 
     @property
     def pixels(self) -> slice:
-        """The rows of the grid."""
+        """The rows of the first grid."""
         return slice(self.text, self.text + self.grid[0] * self.grid[1])
 
     @property
@@ -230,8 +232,8 @@ def _reach(injection: Injection, mask: Tensor, call: CallState) -> Tensor | None
 def spread_mask(term: Term, query: Tensor, sight: Sight, call: CallState) -> Tensor | None:
     """(1 or rows, length, 1) mask over all rows of a block, or None.
 
-    The grid has the mask. Text belongs to the whole picture and takes the mask's mean, so that the
-    parts of a picture add up to the whole; reference pictures lie outside of it.
+    Every grid has the mask. Text belongs to the whole picture and takes the mask's mean, so that
+    the parts of a picture add up to the whole; reference pictures lie outside of it.
     """
     if term.masks is None:
         return None
@@ -239,17 +241,19 @@ def spread_mask(term: Term, query: Tensor, sight: Sight, call: CallState) -> Ten
     if grid is None or (sight.text == 0 and rest == 0):
         return grid
     if is_compiling():
-        return _spread(grid, sight.text, rest)
+        return _spread(grid, sight, rest)
     slot = (id(grid), sight.text, rest)
     kept = call.prepared.get(slot)
     if kept is None:
-        kept = call.prepared[slot] = (_spread(grid, sight.text, rest), grid)  # keeps the id in use
+        kept = call.prepared[slot] = (_spread(grid, sight, rest), grid)  # keeps the id in use
     return kept[0]
 
 
-def _spread(grid: Tensor, text: int, rest: int) -> Tensor:
-    mean = grid.mean(1, keepdim=True).expand(-1, text, -1)
-    return torch.cat([mean, grid, grid.new_zeros(grid.shape[0], rest, 1)], 1)
+def _spread(grid: Tensor, sight: Sight, rest: int) -> Tensor:
+    mean = grid.mean(1, keepdim=True).expand(-1, sight.text, -1)
+    others = rest - grid.shape[1] * (sight.frames - 1)
+    nothing = grid.new_zeros(grid.shape[0], others, 1)
+    return torch.cat([mean, grid.repeat(1, sight.frames, 1), nothing], 1)
 
 
 def unroped(query: Tensor, rotation: Tensor) -> Tensor:

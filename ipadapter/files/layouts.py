@@ -68,6 +68,17 @@ def halves(keys: Iterable[str]) -> Halves:
     return found if found.layers else Halves(found.projector, layers, found.clash)
 
 
+def xlabs_name(key: str) -> str:
+    """XLabs' name of a tensor under its official one, `image_proj.*` or `ip_adapter.*`; the inverse
+    of what `halves` finds."""
+    half, _, name = key.partition(".")
+    if half == "image_proj":
+        return f"ip_adapter_proj_model.{name}"
+    number, part, end = name.split(".")
+    letter = part.split("_")[1]
+    return f"double_blocks.{number}.processor.ip_adapter_double_stream_{letter}_proj.{end}"
+
+
 class _Found(dict[str, str]):
     """{official key: key in the file}, and the first two keys that mean the same."""
 

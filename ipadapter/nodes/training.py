@@ -17,9 +17,10 @@ from ..apply.wire import LoadedAdapter, loaded_adapter
 from ..attention.weight_texts import number, whole_number
 from ..files.paths import inside
 from ..host.training.data import NO_FOLDER, TrainingInputs, folder_names, input_folder, pictures_of
-from ..host.training.frozen_unet import Precision
+from ..host.training.frozen import Precision
 from ..host.training.session import Folder, Recipe, save_adapter, save_roots, train_adapter
 from ..host.training.stored import store
+from ..training.flow import Spread
 from ..training.recipe import TrainSettings
 from ..training.weighting import Weighting
 from . import inputs
@@ -105,7 +106,7 @@ def _recipe_inputs() -> list[io.Input]:
         io.Combo.Input(
             "precision",
             options=[precision.value for precision in Precision],
-            tooltip="What the UNet computes in. The adapter's weights are always fp32. bf16 needs "
+            tooltip="What the base computes in. The adapter's weights are always fp32. bf16 needs "
             "less memory.",
         ),
     ]
@@ -226,8 +227,16 @@ def _watching_inputs() -> list[io.Input]:
             "checkpointing",
             default=False,
             optional=True,
-            tooltip="Compute parts of the UNet twice instead of keeping them: a step takes a "
+            tooltip="Compute parts of the base twice instead of keeping them: a step takes a "
             "third longer and needs a fraction of the memory. The result is the same.",
+        ),
+        io.Combo.Input(
+            "flow_times",
+            options=[spread.value for spread in Spread],
+            optional=True,
+            tooltip="How often each noise level is trained on, for bases that learn a flow (Flux, "
+            "SD3.5, Cosmos). logit-normal: mostly the middle, as these bases were trained. "
+            "uniform: all alike. The base's own shift is applied to both.",
         ),
     ]
 
@@ -298,6 +307,7 @@ class IPAdapterTrain(io.ComfyNode):
         loss_weighting: str = Weighting.PLAIN.value,
         keep_encoded: bool = False,
         checkpointing: bool = False,
+        flow_times: str = Spread.LOGIT_NORMAL.value,
         **settings: Any,
     ) -> io.NodeOutput:
         recipe = Recipe(
@@ -305,6 +315,7 @@ class IPAdapterTrain(io.ComfyNode):
             whole_number(num_tokens, "num_tokens"),
             chosen(Precision, precision, "precision"),
             checkpointing,
+            chosen(Spread, flow_times, "flow_times"),
             _settings(settings, loss_weighting),
         )
         kept = store() if keep_encoded else None

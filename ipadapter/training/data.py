@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -19,19 +19,22 @@ class Batch:
 
     latents: (samples, channels, height, width), clean, as the UNet sees them. features: (samples,
     ...), what the projector takes. text: (samples, length, width). vectors: (samples, n), what the
-    UNet takes beside the text (SDXL's pooled text and sizes), or None.
+    base takes beside the text (SDXL's pooled text and sizes), or None. others: by name, (1, ...),
+    what else it takes, the same for all (Flux's guidance).
     """
 
     latents: Tensor
     features: Tensor
     text: Tensor
     vectors: Tensor | None = None
+    others: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
         vectors = None if self.vectors is None else self.vectors.to(device)
         latents, features = self.latents.to(device), self.features.to(device)
-        return Batch(latents, features, self.text.to(device), vectors)
+        others = {name: value.to(device) for name, value in self.others.items()}
+        return Batch(latents, features, self.text.to(device), vectors, others)
 
 
 class Samples(Protocol):
@@ -64,13 +67,14 @@ class Prompts:
     """Text states, and what stands for a dropped text.
 
     states: (samples or 1, length, width); empty: (1, length, width). vectors and empty_vectors:
-    (samples or 1, n) and (1, n), or None.
+    (samples or 1, n) and (1, n), or None. others: by name, (1, ...), the same for all.
     """
 
     states: Tensor
     empty: Tensor
     vectors: Tensor | None = None
     empty_vectors: Tensor | None = None
+    others: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def pick(self, samples: Tensor, drop: Tensor) -> tuple[Tensor, Tensor | None]:
         """States and vectors of some samples, the empty prompt where `drop` says so."""
@@ -141,7 +145,8 @@ class TrainingSet:
     def batch(self, samples: Tensor, drop_image: Tensor, drop_text: Tensor) -> Batch:
         """Samples by number, with what is dropped replaced."""
         features = chosen_where(drop_image, self.no_features, self.features[samples])
-        return Batch(self.latents[samples], features, *self.prompts.pick(samples, drop_text))
+        text = self.prompts.pick(samples, drop_text)
+        return Batch(self.latents[samples], features, *text, self.prompts.others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,10 +190,10 @@ def split(samples: Samples, share: float) -> tuple[Samples, Samples | None]:
     return Part(samples, order[count:].sort().values), Part(samples, order[:count].sort().values)
 
 
-def same_length(states: Sequence[Tensor]) -> list[Tensor]:
+def same_length(states: Sequence[Tensor], joint: bool = False) -> list[Tensor]:
     """Repeat text states, (rows, length, width) each, to one length; attention over whole copies
-    gives the same result."""
-    length = common_length({state.shape[1] for state in states})
+    gives the same result, but not where it is `joint` with the picture's rows."""
+    length = common_length({state.shape[1] for state in states}, joint)
     return [repeated(state, length) for state in states]
 
 
@@ -197,9 +202,15 @@ def repeated(states: Tensor, length: int) -> Tensor:
     return states.repeat(1, length // states.shape[1], 1)
 
 
-def common_length(lengths: set[int]) -> int:
-    """Tokens that whole copies of all texts have. ValueError where that is very long."""
+def common_length(lengths: set[int], joint: bool = False) -> int:
+    """Tokens that whole copies of all texts have. ValueError where that is very long, and where
+    texts must not be repeated and differ."""
     length = math.lcm(*lengths)
+    if joint and len(lengths) > 1:
+        raise Problem.TRAINING_DATA(
+            f"The captions have {', '.join(map(str, sorted(lengths)))} text tokens: this MODEL "
+            "takes text and picture together, so all must be of one length. Shorten the longest."
+        )
     if length > 8 * max(lengths):
         found = ", ".join(str(size) for size in sorted(lengths))
         raise Problem.TRAINING_DATA(

@@ -5,6 +5,12 @@ al., arXiv 2209.03003). t is drawn by Esser et al., arXiv 2403.03206: most from 
 logistic of a normal number (section 3.1), then shifted towards noise as the base was trained
 (eq. 23). As in
 https://github.com/huggingface/diffusers/blob/58eb52c0803ea9af3abec60841c2a093bdf1f951/src/diffusers/training_utils.py#L211
+https://github.com/huggingface/diffusers/blob/58eb52c0803ea9af3abec60841c2a093bdf1f951/examples/dreambooth/train_dreambooth_lora_sd3.py#L1784-L1821
+XLabs trained Flux so, without a shift:
+https://github.com/XLabs-AI/x-flux/blob/47495425dbed499be1e8e5a6e52628b07349cba2/train_flux_deepspeed.py#L225-L241
+and NVIDIA Cosmos, whose error of the picture at a noise level s = t / (1 - t), times (1 + s^2) /
+s^2, is the flow's error times t^2 + (1 - t)^2, half to one, which is left out here:
+https://github.com/nvidia-cosmos/cosmos-predict2/blob/23f5a9e0b5b2c829eb6be88a266646616e7b1a88/cosmos_predict2/models/text2image_model.py
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..adapters.adapter import Adapter
 from ..adapters.checkpoint import checkpoint_from_tensors
 from ..adapters.spec import identify
+from ..adapters.wiring import KEY, VALUE
 from ..errors import Problem
 from ..files.tensors import TensorMap, open_tensor_file
 from .folder import STATE_SUFFIX
@@ -145,8 +146,8 @@ def state_of(adapter: Adapter) -> TrainState | None:
 
 def _belongs(state: TrainState, adapter: Adapter) -> bool:
     """Whether an adapter's first layer is the state's, but for rounding to half precision."""
-    held = adapter.checkpoint.ip_adapter
-    for key in ("1.to_k_ip.weight", "1.to_v_ip.weight"):
+    held, first = adapter.checkpoint.ip_adapter, adapter.layer_ids[0]
+    for key in (f"{first}.{KEY}", f"{first}.{VALUE}"):
         kept = state.result.get(f"ip_adapter.{key}")
         if kept is None or key not in held or kept.shape != held.shape(key):
             return False

@@ -184,4 +184,5 @@ class StoredSet:
             self.latent_in(latents.float()),
             chosen_where(drop_image, self.no_features, features.float()),
             *prompts.pick(torch.arange(len(rows)), drop_text),
+            self.empty.others,
         )

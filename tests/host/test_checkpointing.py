@@ -14,7 +14,7 @@ def one_step(host: Any, geometry: Geometry, checkpointing: bool) -> tuple[dict[s
     """Gradients of one step, and the bytes that were kept for them."""
     core = lambda name: host.module(f"ipadapter.{name}")  # noqa: E731
     frozen, trainable, data = (
-        core("host.training.frozen_unet"),
+        core("host.training.frozen"),
         core("training.trainable"),
         core("training.data"),
     )
@@ -37,7 +37,7 @@ def one_step(host: Any, geometry: Geometry, checkpointing: bool) -> tuple[dict[s
         return tensor
 
     shape = (2, *samples.latent_shape)
-    with frozen.frozen_unet(pair.model, frozen.Precision.FP32, shape, checkpointing) as unet:
+    with frozen.frozen_base(pair.model, frozen.Precision.FP32, shape, checkpointing) as unet:
         adapter = trainable.TrainableAdapter.create(plan, unet.text_weights(), g)
         schedule = frozen.schedule_of(pair.model)
         trainer = core("training.trainer").Trainer(

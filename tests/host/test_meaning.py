@@ -43,20 +43,8 @@ class Runs:
         if name not in self.made:
             model = self.demo.applied(adapter, self.demo.references[:count], weight=weight)
             self.made[name] = self.demo.sample(model, count=count)
-            print(f"\n{name}: {figures(self.demo, self.made[name])}", end="")
+            print(f"\n{name}: {self.demo.figures(self.made[name])}", end="")
         return self.made[name]
-
-
-def figures(demo: Demo, images: Tensor) -> dict[str, float]:
-    """Distance of background and object from the references, and how far
-    silhouettes overlap theirs."""
-    to = demo.references[: len(images)].movedim(-1, 1)
-    return {
-        "background": round(demo.background_distance(images, to), 3),
-        "object": round(demo.object_distance(images, to), 3),
-        "overlap": round(demo.shape_overlap(images, to), 3),
-        "shapes": demo.shapes_recognised(images, SHOWN[: len(images)]),
-    }
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +54,22 @@ def runs(host: Any) -> Runs:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_colours_follow_the_reference(runs: Runs, family: str) -> None:
-    found, without = figures(runs.demo, runs.image_only(family)), figures(runs.demo, runs.nothing)
+    found, without = runs.demo.figures(runs.image_only(family)), runs.demo.figures(runs.nothing)
     assert found["background"] < 0.2 and found["background"] < 0.4 * without["background"]
     assert found["object"] < 0.3 and found["object"] < 0.5 * without["object"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shuffled_keys_and_values_follow_nothing(runs: Runs, family: str) -> None:
-    found, without = figures(runs.demo, runs.shuffled(family)), figures(runs.demo, runs.nothing)
+    found, without = runs.demo.figures(runs.shuffled(family)), runs.demo.figures(runs.nothing)
     assert found["background"] > 0.35 and found["background"] > 0.9 * without["background"]
     assert found["object"] > 0.5 and found["object"] > 0.85 * without["object"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shapes_follow_the_reference(runs: Runs, family: str) -> None:
-    found = figures(runs.demo, runs.image_only(family))
-    others = [figures(runs.demo, images) for images in (runs.shuffled(family), runs.nothing)]
+    found = runs.demo.figures(runs.image_only(family))
+    others = [runs.demo.figures(images) for images in (runs.shuffled(family), runs.nothing)]
     print(f"\nnothing: {others[1]}", end="")
     assert found["shapes"] >= 0.5 and max(one["shapes"] for one in others) <= 0.25
     assert found["overlap"] > max(one["overlap"] for one in others) + 0.1
@@ -120,7 +108,7 @@ def apart(one: Tensor, two: Tensor) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weight_moves_the_output_steadily(runs: Runs, family: str) -> None:
     made = [runs.nothing, runs.image_only(family, 0.4), runs.image_only(family)]
-    distances = [figures(runs.demo, images[:FEW])["background"] for images in made]
+    distances = [runs.demo.figures(images[:FEW])["background"] for images in made]
     assert all(later < earlier - 0.02 for earlier, later in pairwise(distances))
 
 

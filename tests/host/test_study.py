@@ -94,14 +94,14 @@ def test_one_step_equals_the_plain_formula_on_diffusers(host: Any, geometry: Geo
     pair, g = build_pair(geometry), torch.Generator().manual_seed(9)
     data, frozen, study = (
         data_of(host, pair),
-        core("host.training.frozen_unet"),
+        core("host.training.frozen"),
         core("training.study"),
     )
     trainable = core("training.trainable")
     family = core("adapters.families").Family.STANDARD
     plan = trainable.ProjectorPlan(family, EMBED, geometry.context_dim)
     settings = core("training.recipe").TrainSettings(batch_size=2, seed=4, warm_start=10)
-    with frozen.frozen_unet(pair.model, frozen.Precision.FP32, (2, *data.latent_shape)) as unet:
+    with frozen.frozen_base(pair.model, frozen.Precision.FP32, (2, *data.latent_shape)) as unet:
         adapter = trainable.TrainableAdapter.create(plan, unet.text_weights(), g)
         schedule = frozen.schedule_of(pair.model)
         stage = study.Study(adapter, data, unet.observe, schedule, settings)

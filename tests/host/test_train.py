@@ -211,7 +211,7 @@ def compare_with_the_recipe(
     trainable, train, frozen = (
         core("training.trainable"),
         core("training.trainer"),
-        core("host.training.frozen_unet"),
+        core("host.training.frozen"),
     )
     plan = trainable.ProjectorPlan(
         core("adapters.families").Family(family),
@@ -225,7 +225,7 @@ def compare_with_the_recipe(
     )
     if velocity:
         pair.model.add_object_patch("model_sampling", velocity_sampling())
-    with frozen.frozen_unet(pair.model, frozen.Precision.FP32, (2, *data.latent_shape)) as unet:
+    with frozen.frozen_base(pair.model, frozen.Precision.FP32, (2, *data.latent_shape)) as unet:
         weights = unet.text_weights()
         adapter = trainable.TrainableAdapter.create(plan, weights, g)
         before = {key: value.clone() for key, value in adapter.state_dict().items()}
@@ -316,12 +316,12 @@ def test_frozen_base_in_half_precision(host: Any, pair: Pair, precision: str) ->
 
 
 def test_lora_on_the_model_reaches_the_first_keys(host: Any, pair: Pair) -> None:
-    model, frozen = host_model(pair), host.module("ipadapter.host.training.frozen_unet")
+    model, frozen = host_model(pair), host.module("ipadapter.host.training.frozen")
     key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     plain = model.model.state_dict()[key].clone()
     patched = model.clone()
     patched.add_patches({key: ("diff", (torch.ones_like(plain),))}, 0.5)
-    with frozen.frozen_unet(patched, frozen.Precision.FP32, (1, 4, 8, 8)) as unet:
+    with frozen.frozen_base(patched, frozen.Precision.FP32, (1, 4, 8, 8)) as unet:
         assert torch.allclose(unet.text_weights()[-1][0], plain + 0.5, atol=1e-6)
     patched.unpatch_model()
 

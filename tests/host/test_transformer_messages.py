@@ -23,7 +23,7 @@ UNKNOWN = {
     "WAN21": "comfy.ldm.wan.model.WanModel",
     "HiDream": "comfy.ldm.hidream.model.HiDreamImageTransformer2DModel",
     "PixArt": "comfy.ldm.pixart.pixartms.PixArtMS",
-    "CosmosPredict2": "comfy.ldm.cosmos.predict2.MiniTrainDIT",
+    "CosmosVideo": "comfy.ldm.cosmos.model.GeneralDIT",
     "HunyuanDiT": "comfy.ldm.hydit.models.HunYuanDiT",
     "AuraFlow": "comfy.ldm.aura.mmdit.MMDiT",
     "LTXV": "comfy.ldm.lightricks.model.LTXVModel",
@@ -74,7 +74,7 @@ def refused(call: Callable[[], object], *said: str) -> None:
 def test_a_base_without_adapters_is_named(scenes: dict[str, Scene], base: str) -> None:
     model = hollow(base, UNKNOWN[base])
     said = f"This MODEL is {base} ({UNKNOWN[base].rpartition('.')[2]})"
-    refused(lambda: scenes["Flux"].apply(model), said, "Flux.1, Chroma or SD3.5-Large")
+    refused(lambda: scenes["Flux"].apply(model), said, "Flux.1, Chroma, SD3.5 or Cosmos-Predict2")
 
 
 def test_flux_2_is_not_flux_1(scenes: dict[str, Scene]) -> None:

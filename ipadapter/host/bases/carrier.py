@@ -3,7 +3,7 @@ around its blocks, over whoever holds the blocks' slots by then."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -16,20 +16,26 @@ from ...attention.terms import Foreseen
 from ...attention.transformer_patch import BlockPatch
 from ...bases.layout import Layer, Layout
 from ..sampling import ACTED, CARRIED
+from .cosmos import COSMOS_KIND
 from .flux import FLUX_KIND
 from .sd3 import SD3_KIND
-from .transformer import Args, Around, Block, Frame, Kind, warn_unseen
+from .transformer import Args, Around, Block, Frame, Kind, Options, warn_unseen
 
-_KINDS = (FLUX_KIND, SD3_KIND)
+_KINDS = (FLUX_KIND, SD3_KIND, COSMOS_KIND)
 _KIND_OF = {name: kind for kind in _KINDS for name in kind.slots}  # by the names of blocks
 
 Holder = Callable[[Args, Mapping[str, Any]], dict[str, Any]]  # what a slot may hold
 
 
+def kind_of(network: Any) -> Kind | None:
+    """What kind of transformer a network is; None for any other network."""
+    return next((kind for kind in _KINDS if kind.read(network) is not None), None)
+
+
 def read_transformer(network: Any) -> Layout | None:
     """The layout of a transformer in which adapters act; None for any other network."""
-    layouts = (kind.read(network) for kind in _KINDS)
-    return next((layout for layout in layouts if layout is not None), None)
+    kind = kind_of(network)
+    return None if kind is None else kind.read(network)
 
 
 class Carried(NamedTuple):
@@ -84,27 +90,40 @@ class Carrier:
         if not placed:
             return None
         kind = _KIND_OF[next(iter(placed)).block.name]
-        frame = _frame(kind, network, latents, call)
+        frame = frame_of(kind, network, latents, call)
         foreseen = Foreseen(latents.shape[0], latents.device, dtype, [frame.grid])
-        replaced = options.get("patches_replace", {})
-        held: dict[Any, Any] = dict(replaced.get("dit", {}))
-        for layer, patch in placed.items():
-            key = (kind.slots[layer.block.name], layer.block.number)
-            ready = patch.ready(call, foreseen, kind.norms(network, layer))
-            held[key] = _over(held.get(key), Around(layer, ready, frame), kind)
-        for key in {
-            kind.told_by[one.block.name] for one in placed if one.block.name in kind.told_by
-        }:
-            held[key] = _noting_text(held.get(key), frame)
+        blocks = [
+            Around(layer, patch.ready(call, foreseen, kind.norms(network, layer)), frame)
+            for layer, patch in placed.items()
+        ]
         acts = any(one.acts(call) for patch in placed.values() for one in patch.injections)
-        return Carried({**options, "patches_replace": {**replaced, "dit": held}}, frame, acts)
+        return Carried(around_blocks(kind, options, blocks, frame), frame, acts)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Carrier:
         """Older hosts deep-copy model options on every clone; immutable content needs no copy."""
         return self
 
 
-def _frame(kind: Kind, network: Any, latents: Tensor, call: CallState) -> Frame:
+def around_blocks(
+    kind: Kind, options: Options, blocks: Sequence[Around], frame: Frame
+) -> dict[str, Any]:
+    """Options of one model call, with terms around their blocks."""
+    if kind.around is not None:
+        return kind.around(options, blocks)
+    replaced = options.get("patches_replace", {})
+    held: dict[Any, Any] = dict(replaced.get("dit", {}))
+    names = {around.layer.block.name for around in blocks}
+    for around in blocks:
+        block = around.layer.block
+        key = (kind.slots[block.name], block.number)
+        held[key] = _over(held.get(key), around, kind)
+    for key in {kind.told_by[name] for name in names if name in kind.told_by}:
+        held[key] = _noting_text(held.get(key), frame)
+    return {**options, "patches_replace": {**replaced, "dit": held}}
+
+
+def frame_of(kind: Kind, network: Any, latents: Tensor, call: CallState) -> Frame:
+    """What the blocks of a model call on these latents have in common."""
     side = kind.patch_size(network)
     height, width = (-(-size // side) for size in latents.shape[-2:])
     return Frame((height, width), tuple(latents.shape), call.fresh)
@@ -118,6 +137,9 @@ def _over(holder: Holder | None, around: Around, kind: Kind) -> Holder:
         around.frame.acted = True
 
         def block(given: Args) -> dict[str, Any]:
+            if around.frame.twice:
+                picture = given["img"][: len(given["img"]) // 2]
+                given = {**given, "img": torch.cat([picture, picture])}
             return kind.carry(around, original, given) if around.ready.counts() else original(given)
 
         if holder is None:

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.layers import DoubleStreamBlock
 from comfy.ldm.flux.model import Flux
 from einops import rearrange
 from torch import Tensor
 
+from ...adapters.wiring import KEY, KEY_BIAS, VALUE, VALUE_BIAS, Wiring
 from ...attention.transformer_patch import counted, unroped
 from ...bases.flux import CHROMA, DOUBLE, FLUX, SINGLE, flux_layout
-from ...bases.layout import Layout
-from .transformer import Args, Around, Block, Kind, with_override, with_patches
+from ...bases.layout import Layer, Layout
+from .transformer import Args, Around, Block, Kind, Learning, with_override, with_patches
 
 # Whether blocks call `attn1_patch` and `attn1_output_patch`, which came with 0.17.
 _TELLS = "attn1_output_patch" in DoubleStreamBlock.forward.__code__.co_consts
@@ -77,13 +79,12 @@ class _Run:
         return output
 
     def attended(self, query: Tensor, _key: Tensor, _value: Tensor, output: Tensor) -> Tensor:
-        """For the attention's override, which sees the query rotated."""
-        if self.query is None:
-            seen, turn = query[:, :, self.start :], self.rotation
-            turned = seen if turn is None else unroped(seen, turn[:, :, self.start :])
-            self.query = rearrange(turned, _ROWS)
-            return self.finish(output)
-        return output
+        """For the attention's override, which sees the query rotated. A block that is computed
+        again for its gradients comes here again."""
+        seen, turn = query[:, :, self.start :], self.rotation
+        turned = seen if turn is None else unroped(seen, turn[:, :, self.start :])
+        self.query = rearrange(turned, _ROWS)
+        return self.finish(output)
 
     def after(self, image: Tensor) -> Tensor:
         """The rows of the picture as the block leaves them, with their terms."""
@@ -112,10 +113,23 @@ def _carry(around: Around, block: Block, args: Args) -> dict[str, Any]:
     return out
 
 
+def _text_dim(network: Any) -> int:
+    return int(network.params.context_in_dim)
+
+
+def _begin(network: Any, layer: Layer) -> dict[str, Tensor]:
+    """All zeros, as XLabs' own training begins: the base is as it was, and values learn first.
+    https://github.com/XLabs-AI/x-flux/blob/47495425dbed499be1e8e5a6e52628b07349cba2/src/flux/modules/layers.py#L239
+    """
+    weight, bias = torch.zeros(layer.width, _text_dim(network)), torch.zeros(layer.width)
+    return {KEY: weight, VALUE: weight, KEY_BIAS: bias, VALUE_BIAS: bias}
+
+
 FLUX_KIND = Kind(
     read_flux,
     {DOUBLE: "double_block", SINGLE: "single_block"},
     _carry,
     lambda network: network.patch_size,
+    Learning(Wiring.XLABS, _text_dim, _text_dim, _begin),
     {SINGLE: ("double_block", 0)},
 )

@@ -26,7 +26,7 @@ def layout_of(model: ModelPatcher) -> Layout:
         raise Problem.UNSUPPORTED(
             f"This MODEL is {type(model.model).__name__} ({type(network).__name__}), and no "
             "IP-Adapter for it is known to this pack. Load a checkpoint of SD1.5, SD2, SDXL, "
-            "Flux.1, Chroma or SD3.5-Large."
+            "Flux.1, Chroma, SD3.5 or Cosmos-Predict2."
         )
     return layout or unet.read_layout(model)
 

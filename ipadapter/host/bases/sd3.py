@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from ...adapters.wiring import KEY, KEY_NORM, VALUE, Wiring
 from ...attention.folding import Norms
 from ...attention.joined import Attended
 from ...bases.layout import Layer, Layout
 from ...bases.sd3 import JOINT, sd3_layout
-from .transformer import Args, Around, Block, Kind, with_override
+from ..linear import effective
+from .transformer import Args, Around, Block, Kind, Learning, with_override
 
 
 def read_sd3(network: Any) -> Layout | None:
@@ -49,7 +52,11 @@ class _Run:
         value = value if value.ndim == 3 else value.flatten(-2)
         given = Attended(*(part[:, self.text :] for part in (query, key, value)))
         output = output if around.frame.fresh else output.clone()
-        around.ready.add_joined_(output[:, self.text :], given, around.sight(0))
+        sight, rows = around.sight(0), output[:, self.text :]
+        around.ready.add_joined_(rows, given, sight)
+        added = around.ready.added_inside(rows, given.query, sight)
+        if added is not rows:
+            output[:, self.text :] = added
         return output
 
 
@@ -69,10 +76,24 @@ def _carry(around: Around, block: Block, args: Args) -> dict[str, Any]:
     return out
 
 
+def _begin(network: Any, layer: Layer) -> dict[str, Tensor]:
+    """Keys as the block makes them of text; values of zero, so that the base is as it was."""
+    attention = network.joint_blocks[layer.block.number].context_block.attn
+    key = effective(attention.qkv)[layer.width : 2 * layer.width]
+    norm = attention.ln_k.weight.detach().float()
+    return {KEY: key, VALUE: torch.zeros_like(key), KEY_NORM: norm}
+
+
 SD3_KIND = Kind(
     read_sd3,
     {JOINT: "double_block"},
     _carry,
     lambda network: network.patch_size,
+    Learning(
+        Wiring.NORMED,
+        lambda network: network.hidden_size,
+        lambda network: network.context_embedder.in_features,
+        _begin,
+    ),
     norms=lambda network, layer: _norms(network, layer),
 )

@@ -8,12 +8,13 @@ are.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ...adapters.wiring import Wiring
 from ...attention.folding import Norms
 from ...attention.transformer_patch import ReadyBlock, Sight
 from ...bases.layout import Layer, Layout
@@ -24,6 +25,7 @@ OVERRIDE = "optimized_attention_override"
 _WARNED = "warned that a block's attention was not seen"
 
 Args = Mapping[str, Any]
+Options = Mapping[str, Any]  # transformer options
 Block = Callable[[Args], dict[str, Any]]
 Attended = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # query, key, value, output -> output
 
@@ -33,7 +35,9 @@ class Frame:
     """What the blocks of one model call have in common. grid: of the latents' patches; latents:
     their shape. fresh: whether the host's attention gives a tensor that nobody else holds. text:
     rows of text, as far as a block has told it. acted: whether a block ran with its terms; unseen:
-    the first that hid its attention."""
+    the first that hid its attention. twice: a warm start looks at what the text adds, so the empty
+    text is there as well: in joint blocks as a second half of the rows, elsewhere behind the text.
+    """
 
     grid: tuple[int, int]
     latents: tuple[int, ...]
@@ -41,6 +45,7 @@ class Frame:
     text: int = 0
     acted: bool = False
     unseen: Layer | None = None
+    twice: bool = False
 
 
 class Around(NamedTuple):
@@ -53,7 +58,25 @@ class Around(NamedTuple):
     def sight(self, text: int) -> Sight:
         """What the block's rows are. text: rows of text that come first."""
         where = (self.layer.part, self.layer.block.number)
-        return Sight(self.layer.heads, text, self.frame.grid, where, self.frame.latents)
+        latents = self.frame.latents
+        frames = latents[2] if len(latents) == 5 else 1
+        return Sight(self.layer.heads, text, self.frame.grid, where, latents, frames)
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What training an adapter for a kind of transformer asks of it.
+
+    wiring: of a new adapter. token_dim, text_dim: given the network, the widths of a new adapter's
+    tokens and of the text states. begin: what a layer of a new adapter holds at first. joint:
+    whether text and picture are rows of one sequence, else the text is what layers attend to.
+    """
+
+    wiring: Wiring
+    token_dim: Callable[[Any], int]
+    text_dim: Callable[[Any], int]
+    begin: Callable[[Any, Layer], Mapping[str, Tensor]]
+    joint: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,15 +87,18 @@ class Kind:
     the blocks that a layout calls so. carry: runs a block, given its arguments, with its terms.
     patch_size: side of the square of latents that is a token. told_by: for blocks that are not told
     how many rows are text, the slot of one that is. norms: a block's own, as the network that
-    samples has them.
+    samples has them. learning: how adapters are trained for it. around: for blocks that have no
+    slots, the options of a model call with the terms in its blocks.
     """
 
     read: Callable[[Any], Layout | None]
     slots: Mapping[str, str]
     carry: Callable[[Around, Block, Args], dict[str, Any]]
     patch_size: Callable[[Any], int]
+    learning: Learning
     told_by: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     norms: Callable[[Any, Layer], Norms | None] = lambda _network, _layer: None
+    around: Callable[[Options, Sequence[Around]], dict[str, Any]] | None = None
 
 
 def with_override(options: Mapping[str, Any], attended: Attended) -> dict[str, Any]:

@@ -14,20 +14,18 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...adapters.vision import EmbedSource
-from ...bases.layout import Layout
 from ...errors import Problem
 from ...pictures.images import Interpolation, as_rgb, crop_square, resize
 from ...training.data import Prompts, TrainingSet, same_length
 from ...training.folder import PictureFolder, read_folder
 from ...training.share import ALONE, Share
 from ...training.store import Store, digest_of
-from ..bases.unet import read_layout
 from ..encode import encode, encode_nothing, input_of
+from .texts import Entry, check_text, is_joint, text_of
 
 NO_FOLDER = "(none)"
 _CHUNK = 4  # pictures decoded and encoded at a time
 
-Entry = tuple[Tensor, Mapping[str, Any]]  # (rows, length, width) and its options
 Conditioning = Sequence[Entry]
 
 
@@ -112,7 +110,7 @@ def training_set(
 ) -> TrainingSet:
     """Compute everything that does not change while an adapter trains."""
     latents = _latents(model, sources)
-    prompts = _prompts(model, sources, read_layout(model), tuple(latents.shape[-2:]))
+    prompts = _prompts(model, sources, tuple(latents.shape[1:]))
     features, nothing = _features(clip_vision, source, sources.pictures)
     return TrainingSet(plain(latents), plain(features), plain(nothing), prompts)
 
@@ -126,18 +124,35 @@ def plain(tensor: Tensor) -> Tensor:
 def _latents(model: ModelPatcher, sources: TrainingInputs) -> Tensor:
     """(pictures, channels, height, width) as the UNet sees them."""
     if sources.latent is not None:
-        latents, origin = sources.latent["samples"], "LATENT"
+        latents, origin = _with_frame(model, sources.latent["samples"]), "LATENT"
     elif sources.vae is not None:
         vae, origin = sources.vae, "VAE"
 
         def cut(image: Tensor) -> Tensor:
             return square(image, sources.resolution)
 
-        latents = torch.cat([vae.encode(chunk) for chunk in sources.pictures.chunks(cut)])
+        latents = torch.cat([encoded(vae, chunk) for chunk in sources.pictures.chunks(cut)])
     else:
         raise Problem.WRONG_INPUT("Connect a vae, or the pictures as latent.")
     check_latents(model, tuple(latents.shape), origin)
     return model.model.process_latent_in(latents)
+
+
+def encoded(vae: Any, pictures: Tensor) -> Tensor:
+    """Latents of pictures, (pictures, height, width, 3); a VAE for videos would take several for
+    one video."""
+    alone = getattr(vae, "latent_dim", 2) == 3
+    return torch.cat([vae.encode(some) for some in (pictures.split(1) if alone else (pictures,))])
+
+
+def _with_frame(model: ModelPatcher, latents: Tensor) -> Tensor:
+    """Latents of pictures, as videos of one frame where the base takes videos."""
+    wanted = 2 + _latent_dims(model)
+    return latents.unsqueeze(2) if latents.ndim == 4 and wanted == 5 else latents
+
+
+def _latent_dims(model: ModelPatcher) -> int:
+    return int(getattr(model.model.latent_format, "latent_dimensions", 2))
 
 
 def square(image: Tensor, side: int) -> Tensor:
@@ -147,11 +162,13 @@ def square(image: Tensor, side: int) -> Tensor:
 
 def check_latents(model: ModelPatcher, shape: tuple[int, ...], origin: str) -> None:
     """ValueError for latents that are not the MODEL's."""
-    channels = model.model.latent_format.latent_channels
-    if len(shape) != 4 or shape[1] != channels:
+    channels, dims = model.model.latent_format.latent_channels, _latent_dims(model)
+    frames = shape[2] if len(shape) == 5 else 1
+    if len(shape) != 2 + dims or shape[1] != channels or frames != 1:
+        one = "1, " if dims == 3 else ""
         raise Problem.WRONG_BASE(
             f"The {origin} is of another base: its latents are {shape}, the MODEL takes "
-            f"(pictures, {channels}, height, width). Use the checkpoint's own VAE."
+            f"(pictures, {channels}, {one}height, width). Use the checkpoint's own VAE."
         )
 
 
@@ -162,30 +179,21 @@ def _features(clip_vision: Any, source: EmbedSource, pictures: Pictures) -> tupl
     return features, encode_nothing(clip_vision, features, source)
 
 
-def _prompts(
-    model: ModelPatcher, sources: TrainingInputs, layout: Layout, size: tuple[int, ...]
-) -> Prompts:
-    """Text states of the captions or the CONDITIONING, and of the empty prompt."""
-    states, empty = _conditionings(sources)
-    first, options = states[0]
+def _prompts(model: ModelPatcher, sources: TrainingInputs, latents: tuple[int, ...]) -> Prompts:
+    """Text of the captions or the CONDITIONING, and of the empty prompt. latents: the shape of one
+    picture's latents."""
+    entries, empty = _conditionings(sources)
+    first, options = entries[0]
     nothing = empty[0] if empty else (torch.zeros_like(first[:1]), _without_text(options))
-    entries = [*states, (nothing[0][:1], nothing[1])]
-    tensors = same_length([tensor for tensor, _ in entries])
-    check_text(layout, tensors[0].shape[-1])
-    rows = plain(torch.cat(tensors[:-1])), plain(tensors[-1])
-    if not model.model.adm_channels:
-        return Prompts(*rows)
-    vectors = [adm_vector(model, entry, 8 * size[0], 8 * size[1]) for entry in entries]
-    return Prompts(*rows, plain(torch.cat(vectors[:-1])), plain(vectors[-1]))
-
-
-def check_text(layout: Layout, width: int) -> None:
-    """ValueError for text states that are not the MODEL's."""
-    if width != layout.context_dim:
-        raise Problem.WRONG_BASE(
-            f"The text states are {width} wide, the MODEL ({layout.name}) takes "
-            f"{layout.context_dim}: use the CLIP of the MODEL's own checkpoint."
-        )
+    texts = [text_of(model, entry, latents) for entry in (*entries, (nothing[0][:1], nothing[1]))]
+    states = same_length([text.states for text in texts], is_joint(model))
+    check_text(model, states[0].shape[-1])
+    rows = plain(torch.cat(states[:-1])), plain(states[-1])
+    others = {name: plain(value) for name, value in texts[0].others.items()}
+    vectors = [text.vectors for text in texts if text.vectors is not None]
+    if not vectors:
+        return Prompts(*rows, others=others)
+    return Prompts(*rows, plain(torch.cat(vectors[:-1])), plain(vectors[-1]), others)
 
 
 def captions_of(pictures: Pictures) -> tuple[str, ...]:
@@ -232,20 +240,3 @@ def entries_of(conditioning: Conditioning) -> list[Entry]:
 def _without_text(options: Mapping[str, Any]) -> dict[str, Any]:
     pooled = options.get("pooled_output")
     return {**options, "pooled_output": None if pooled is None else torch.zeros_like(pooled)}
-
-
-def adm_vector(model: ModelPatcher, entry: Entry, height: int, width: int) -> Tensor:
-    """What SDXL takes beside the text: (rows, n)."""
-    tensor, options = entry
-    pooled = options.get("pooled_output")
-    if pooled is None:
-        raise Problem.WRONG_BASE(
-            "The conditioning has no pooled text, which this MODEL needs: encode the captions with "
-            "the CLIP of its own checkpoint."
-        )
-    pooled = pooled.expand(len(tensor), -1)
-    size = {"height": height, "width": width}
-    device = pooled.device
-    return model.model.encode_adm(
-        pooled_output=pooled, device=device, prompt_type="positive", **size
-    )

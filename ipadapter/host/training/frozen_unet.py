@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
-import comfy.model_management
-import comfy.model_sampling
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
+from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor, nn
+from torch import Tensor
 
+from ...adapters.wiring import KEY, VALUE, Wiring
 from ...attention.attn2_patch import Replacement
 from ...attention.decoupled import image_attention
 from ...attention.folding import KeyValue
 from ...attention.rows import Extra
 from ...bases.layout import BlockId, Layout
-from ...errors import Problem
 from ...training.data import Batch
-from ...training.recipe import NoiseSchedule
 from ...training.study import Learn, Lesson
-from ...training.trainable import Weights
-from ...training.weighting import Prediction
-from ..bases.unet import read_layout
-from ..devices import kept_dtype
+from ...training.trainable import LayerTensors, Weights
+from ..linear import effective
 from ..slots import text_attention
-from .checkpointing import recomputed
-
-
-class Precision(str, Enum):
-    """What the frozen UNet computes in while an adapter trains on it."""
-
-    AUTO = "auto"
-    BF16 = "bf16"
-    FP32 = "fp32"
+from .autograd import differentiable
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +33,12 @@ class FrozenUNet:
     layout: Layout
     dtype: torch.dtype
     sigmas: Tensor
+    wiring = Wiring.UNET
+
+    @property
+    def token_dim(self) -> int:
+        """Width of the tokens of a new adapter: that of the text context."""
+        return self.layout.context_dim
 
     @property
     def device(self) -> torch.device:
@@ -101,15 +92,19 @@ class FrozenUNet:
             previous = slots.get(block, slots.get(block[:2], text_attention))
             slots[block] = slot(previous)
         options["patches_replace"] = {**replaced, "attn2": slots}
-        options["optimized_attention_override"] = _differentiable
+        options["optimized_attention_override"] = differentiable
         options["cond_or_uncond"] = [0]
         return options
+
+    def layers(self) -> list[LayerTensors]:
+        """What the layers of a new adapter begin with: the text's own projections."""
+        return [{KEY: key, VALUE: value} for key, value in self.text_weights()]
 
     def text_weights(self) -> list[Weights]:
         """fp32 copies of every attn2's to_k and to_v, in adapter order, LoRAs included."""
         unet = self.patcher.model.diffusion_model
         attentions = [_attn2(unet, layer.block) for layer in self.layout.layers]
-        return [(_effective(attn2.to_k), _effective(attn2.to_v)) for attn2 in attentions]
+        return [(effective(attn2.to_k), effective(attn2.to_v)) for attn2 in attentions]
 
 
 def _adding(key_value: KeyValue) -> Callable[[Replacement], Replacement]:
@@ -141,11 +136,6 @@ def _observing(number: int, length: int, learn: Learn) -> Callable[[Replacement]
     return over
 
 
-def _differentiable(_attention: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """Quantised and chunked attention kernels have no gradients; torch's own has."""
-    return attention_pytorch(*args, **kwargs)
-
-
 def _attn2(unet: Any, block: BlockId) -> Any:
     part = (
         unet.middle_block
@@ -154,107 +144,3 @@ def _attn2(unet: Any, block: BlockId) -> Any:
     )
     found = next(module for module in part.modules() if isinstance(module, SpatialTransformer))
     return found.transformer_blocks[block.index].attn2
-
-
-def _effective(linear: Any) -> Tensor:
-    """A linear layer's weight, (width, context), as it acts: dequantised, LoRAs applied."""
-    weight = linear.weight
-    dtype = torch.float32 if getattr(linear, "comfy_cast_weights", False) else weight.dtype
-    unit = torch.eye(linear.in_features, dtype=dtype, device=weight.device)
-    with torch.no_grad():
-        return linear(unit).T.float().contiguous()
-
-
-def schedule_of(model: ModelPatcher) -> NoiseSchedule:
-    """Noise levels of a MODEL's timesteps. ValueError for models that do not predict noise or v."""
-    sampling = model.get_model_object("model_sampling")
-    kinds: Mapping[type, Prediction] = {
-        comfy.model_sampling.V_PREDICTION: Prediction.V,
-        comfy.model_sampling.EPS: Prediction.EPS,
-    }
-    foreign = (comfy.model_sampling.EDM, comfy.model_sampling.X0)
-    found = next((p for kind, p in kinds.items() if isinstance(sampling, kind)), None)
-    sigmas = getattr(sampling, "sigmas", None)
-    if found is None or isinstance(sampling, foreign) or sigmas is None:
-        names = ", ".join(base.__name__ for base in type(sampling).__mro__[1:3])
-        raise Problem.UNSUPPORTED(
-            f"This MODEL's sampling ({names}) cannot be trained on: expected a model that predicts "
-            "noise or velocity at 1000 discrete timesteps (SD1.5, SD2, SDXL)."
-        )
-    if getattr(model.model, "concat_keys", ()):
-        raise Problem.UNSUPPORTED(
-            f"This MODEL ({type(model.model).__name__}) is an inpainting or editing model, which "
-            "takes a second picture. Train on the plain checkpoint of the same base; the adapter "
-            "works on both."
-        )
-    return NoiseSchedule(sigmas.detach().float().cpu().clone(), found)
-
-
-@contextmanager
-def frozen_unet(
-    model: ModelPatcher,
-    precision: Precision,
-    latent_shape: Sequence[int],
-    checkpointing: bool = False,
-) -> Iterator[FrozenUNet]:
-    """Load a MODEL, with room for gradients of (batch, channels, height, width) latents.
-    checkpointing: blocks are computed again for their gradients instead of kept.
-
-    Inside, autograd works although the host runs nodes in inference mode.
-    """
-    layout, schedule = read_layout(model), schedule_of(model)
-    patcher = model.clone()
-    dtype = _dtype(patcher, precision)
-    if dtype != kept_dtype(patcher):
-        patcher.set_model_compute_dtype(dtype)
-    activations = 4 * patcher.memory_required(list(latent_shape))
-    comfy.model_management.load_models_gpu([patcher], memory_required=activations)
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        _trackable(patcher.model.diffusion_model),
-        recomputed(patcher.model.diffusion_model if checkpointing else nn.Identity()),
-    ):
-        yield FrozenUNet(patcher, layout, dtype, schedule.sigmas)
-
-
-def _dtype(model: ModelPatcher, precision: Precision) -> torch.dtype:
-    """fp16 gradients overflow without loss scaling, so `auto` replaces fp16 by bf16 or fp32."""
-    if precision is not Precision.AUTO:
-        return {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}[precision]
-    dtype = kept_dtype(model)
-    if dtype != torch.float16:
-        return dtype
-    bf16 = comfy.model_management.should_use_bf16(model.load_device)
-    return torch.bfloat16 if bf16 else torch.float32
-
-
-@contextmanager
-def _trackable(unet: nn.Module) -> Iterator[None]:
-    """For a while, parameters are plain frozen tensors over the same memory.
-
-    Autograd refuses tensors that were made in inference mode, as a loaded checkpoint's are.
-    """
-    kept: list[tuple[Any, str, Tensor]] = []
-    for module in unet.modules():
-        for table in (module._parameters, module._buffers):
-            for name, tensor in table.items():
-                plain = type(tensor) in (Tensor, nn.Parameter)
-                if tensor is not None and plain and (tensor.is_inference() or tensor.requires_grad):
-                    kept.append((table, name, tensor))
-    try:
-        for table, name, tensor in kept:
-            alias = _alias(tensor)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            table[name] = nn.Parameter(alias, requires_grad=False) if is_parameter else alias
-        yield
-    finally:
-        for table, name, tensor in kept:
-            table[name] = tensor
-
-
-def _alias(tensor: Tensor) -> Tensor:
-    """A tensor that autograd accepts, over the same memory."""
-    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    storage = tensor.untyped_storage()
-    return alias.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())

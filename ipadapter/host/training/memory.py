@@ -10,7 +10,7 @@ from torch import nn
 
 from ...errors import Problem
 from ...training.recipe import TrainSettings
-from .frozen_unet import FrozenUNet
+from .frozen import Frozen
 
 logger = logging.getLogger("ipadapter")
 
@@ -35,7 +35,7 @@ class Need:
 
 
 def need_of(
-    unet: FrozenUNet,
+    base: Frozen,
     adapter: nn.Module,
     settings: TrainSettings,
     latent_shape: tuple[int, ...],
@@ -44,14 +44,14 @@ def need_of(
     """What a training needs; the activations are an estimate."""
     weights = sum(parameter.numel() for parameter in adapter.parameters())
     copies = 5 if settings.average else 4
-    one_pass = unet.patcher.memory_required([settings.batch_size, *latent_shape])
+    one_pass = base.patcher.memory_required([settings.batch_size, *latent_shape])
     kept = RECOMPUTED if checkpointing else KEPT
     return Need(4.0 * copies * weights, kept * one_pass, settings.batch_size)
 
 
-def check_fits(need: Need, unet: FrozenUNet, checkpointing: bool) -> None:
+def check_fits(need: Need, base: Frozen, checkpointing: bool) -> None:
     """Say what is needed. ValueError, with the setting to change, where that is not free."""
-    free = float(comfy.model_management.get_free_memory(unet.device))
+    free = float(comfy.model_management.get_free_memory(base.device))
     whole = need.adapter + need.activations
     told = (
         f"about {whole / _GB:.1f} GB beside the base, {need.adapter / _GB:.1f} for the adapter and "

@@ -23,21 +23,24 @@ from ...adapters.adapter import Adapter
 from ...adapters.families import Family
 from ...adapters.vision import EmbedSource
 from ...errors import Problem
+from ...files.layouts import xlabs_name
 from ...training.curve import loss_curve, study_curve
 from ...training.data import TrainingSet
+from ...training.flow import Spread
 from ...training.folder import write_adapter, write_state
 from ...training.portability import portability_note
 from ...training.recipe import TrainSettings
 from ...training.run import FrozenBase, Outcome, Stage, run
 from ...training.state import TrainedAdapter, TrainState, state_of, trained_adapter
 from ...training.store import StoredSet
-from ...training.trainable import ProjectorPlan, TrainableAdapter, training_of
+from ...training.trainable import ProjectorPlan, TrainableAdapter, family_in, training_of
 from ...training.trainer import Trainer
 from ..encode import require_head
 from ..loaders import ADAPTERS
 from .data import TrainingInputs, training_set
-from .frozen_unet import FrozenUNet, Precision, frozen_unet, schedule_of
+from .frozen import Frozen, Precision, frozen_base
 from .memory import check_fits, need_of
+from .schedule import schedule_of
 from .stored import can_be_stored, stored_set
 
 logger = logging.getLogger("ipadapter")
@@ -47,12 +50,14 @@ _PREVIEW_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to train and how; device and dtype of the settings follow from the MODEL."""
+    """What to train and how; device and dtype of the settings follow from the MODEL. spread: of
+    the noise levels, where the MODEL predicts a flow."""
 
     family: Family = Family.STANDARD
     num_tokens: int = 0
     precision: Precision = Precision.AUTO
     checkpointing: bool = False
+    spread: Spread = Spread.LOGIT_NORMAL
     settings: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
@@ -98,17 +103,17 @@ def train_adapter(
         logger.warning("%s has no training state: its weights are a new start.", resume.name)
         # They have learned already, so a warm start would only forget.
         recipe = replace(recipe, settings=replace(recipe.settings, warm_start=0))
-    schedule = schedule_of(model)
+    schedule = schedule_of(model, recipe.spread)
     data = _samples(model, clip_vision, family.row.reads, sources)
     shape = (recipe.settings.batch_size, *data.latent_shape)
-    with frozen_unet(model, recipe.precision, shape, recipe.checkpointing) as unet:
-        settings = replace(recipe.settings, device=unet.device, dtype=unet.dtype)
-        adapter = _adapter(unet, data, recipe, resume)
-        need = need_of(unet, adapter, settings, data.latent_shape, recipe.checkpointing)
-        check_fits(need, unet, recipe.checkpointing)
-        base = FrozenBase(unet.predict, unet.observe, schedule, sources.share)
+    with frozen_base(model, recipe.precision, shape, recipe.checkpointing) as frozen:
+        settings = replace(recipe.settings, device=frozen.device, dtype=frozen.dtype)
+        adapter = _adapter(frozen, data, recipe, resume)
+        need = need_of(frozen, adapter, settings, data.latent_shape, recipe.checkpointing)
+        check_fits(need, frozen, recipe.checkpointing)
+        base = FrozenBase(frozen.predict, frozen.observe, schedule, sources.share)
         outcome = run(adapter, data, base, settings, _Report(settings, state, watch), state)
-    return _finished(outcome, recipe, unet)
+    return _finished(outcome, recipe, frozen)
 
 
 def _samples(
@@ -129,18 +134,21 @@ def _samples(
 
 
 def _adapter(
-    unet: FrozenUNet, data: TrainingSet | StoredSet, recipe: Recipe, resume: Adapter | None
+    base: Frozen, data: TrainingSet | StoredSet, recipe: Recipe, resume: Adapter | None
 ) -> TrainableAdapter:
     """A new adapter, or the one to go on with."""
     width = data.feature_width
     if resume is None:
         generator = torch.Generator().manual_seed(recipe.settings.seed)
-        plan = ProjectorPlan(recipe.family, width, unet.layout.context_dim, recipe.num_tokens)
+        family = family_in(recipe.family, base.wiring, base.layout.name)
+        plan = ProjectorPlan(family, width, base.token_dim, recipe.num_tokens)
         if note := portability_note(plan.family, plan.tokens):
             logger.warning("The new adapter: %s", note)
-        return TrainableAdapter.create(plan, unet.text_weights(), generator)
+        return TrainableAdapter.begun(plan, base.layers(), generator)
     spec = resume.spec
-    unet.layout.check(spec.layer_widths, spec.token_dim, resume.name, spec.base_name)
+    spec.layers_in(base.layout).check(
+        spec.layer_widths, spec.token_dim, resume.name, spec.base_name
+    )
     if width != spec.embed_dim:
         raise Problem.WRONG_ENCODER(
             f"{resume.name} was trained with {spec.encoder_name}, this CLIP_VISION gives width "
@@ -183,7 +191,7 @@ def _picture(stage: Stage) -> Image.Image:
     return study_curve(stage.errors, stage.total)
 
 
-def _finished(outcome: Outcome, recipe: Recipe, unet: FrozenUNet) -> Training:
+def _finished(outcome: Outcome, recipe: Recipe, base: Frozen) -> Training:
     settings, state = recipe.settings, outcome.state
     name = f"adapter trained for {state.steps} steps"
     details = {
@@ -193,7 +201,8 @@ def _finished(outcome: Outcome, recipe: Recipe, unet: FrozenUNet) -> Training:
         "warm_start": str(len(state.studied)),
         "loss_weighting": settings.counts.value,
         "seed": str(settings.seed),
-        "precision": str(unet.dtype).removeprefix("torch."),
+        "precision": str(base.dtype).removeprefix("torch."),
+        "trained_on": base.layout.name,
     }
     adapter = trained_adapter(state, name, details)
     if outcome.notice:
@@ -221,6 +230,8 @@ def save_adapter(
     tensors = {
         f"{half}.{key}": held[key].to(dtype) for half, held in halves.items() for key in held
     }
+    if spec.family is Family.FLUX_XLABS:  # so that other programs know it
+        tensors = {xlabs_name(key): tensor for key, tensor in tensors.items()}
     facts = {
         "family": spec.family.value,
         "base": spec.base_name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,17 @@ from ...adapters.vision import EmbedSource
 from ...errors import Problem
 from ...training.data import Prompts, common_length, repeated
 from ...training.store import Row, Store, StoredSet, digest_of, fingerprint
-from ..bases.unet import read_layout
 from ..encode import encode, encode_nothing, input_of
 from .data import (
     TrainingInputs,
-    adm_vector,
     captions_of,
     check_latents,
-    check_text,
+    encoded,
     plain,
     read_caption,
     square,
 )
+from .texts import Entry, check_text, is_joint, text_of
 
 logger = logging.getLogger("ipadapter")
 
@@ -61,8 +59,7 @@ def stored_set(
     pictures = [sources.pictures.content(number) for number in range(sources.pictures.count)]
     latents = _latents(model, sources, pictures, kept)
     features, nothing = _features(clip_vision, source, sources, pictures, kept)
-    height, width = kept.shape(latents[0], "latents")[-2:]
-    texts, empty = _texts(model, sources, (8 * height, 8 * width), kept)
+    texts, empty = _texts(model, sources, kept.shape(latents[0], "latents")[1:], kept)
     rows = tuple(Row(*keys) for keys in zip(latents, features, texts, strict=True))
     return StoredSet(kept, rows, nothing, empty, model.model.process_latent_in)
 
@@ -77,7 +74,7 @@ def _latents(
     def make(numbers: list[int]) -> list[dict[str, Tensor]]:
         comfy.model_management.throw_exception_if_processing_interrupted()
         images = torch.cat([square(sources.pictures.image(number), side) for number in numbers])
-        found = plain(vae.encode(images))
+        found = plain(encoded(vae, images))
         check_latents(model, tuple(found.shape), "VAE")
         return [{"latents": _finite(one, "latents")} for one in found.split(1)]
 
@@ -110,12 +107,12 @@ def _features(
 
 
 def _texts(
-    model: ModelPatcher, sources: TrainingInputs, size: tuple[int, int], kept: Store
+    model: ModelPatcher, sources: TrainingInputs, latents: tuple[int, ...], kept: Store
 ) -> tuple[list[str], Prompts]:
-    """Keys, one per picture, and the empty prompt."""
+    """Keys, one per picture, and the empty prompt. latents: shape of one picture's."""
     captions = captions_of(sources.pictures)
     by = fingerprint(_weights(sources.clip))
-    base = type(model.model).__name__, model.model.adm_channels, size
+    base = type(model.model).__name__, model.model.adm_channels, latents[-2:]
     settings = (
         getattr(sources.clip, "layer_idx", None),
         getattr(sources.clip, "tokenizer_options", 0),
@@ -123,36 +120,31 @@ def _texts(
     # The empty prompt is an entry like the others.
     keys = [digest_of("text", by, base, settings, caption) for caption in (*captions, "")]
 
-    def make(numbers: list[int]) -> list[dict[str, Tensor]]:
+    def entry(number: int) -> dict[str, Tensor]:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        return [_text(model, sources.clip, (*captions, "")[number], size) for number in numbers]
+        caption = (*captions, "")[number]
+        return _entry(model, read_caption(sources.clip, caption)[0], latents)
 
-    kept.fill(keys, make, _AT_A_TIME, sources.share)
+    kept.fill(
+        keys, lambda numbers: [entry(number) for number in numbers], _AT_A_TIME, sources.share
+    )
     lengths = {kept.shape(key, "states")[1] for key in keys}
     nothing = kept.get(keys[-1])
-    check_text(read_layout(model), nothing["states"].shape[-1])
+    check_text(model, nothing["states"].shape[-1])
     if sources.empty:
-        ((states, options),) = list(sources.empty)[:1]
-        nothing = _entry(model, (states, options), size)
-        lengths.add(states.shape[1])
-    states, vectors = nothing["states"], nothing.get("vectors")
-    empty = repeated(states, common_length(lengths))
+        nothing = _entry(model, next(iter(sources.empty)), latents)
+        lengths.add(nothing["states"].shape[1])
+    empty = repeated(nothing.pop("states"), common_length(lengths, is_joint(model)))
+    vectors = nothing.pop("vectors", None)
     keys = keys[:-1] * (sources.pictures.count // len(captions))
-    return keys, Prompts(empty, empty, vectors, vectors)
+    return keys, Prompts(empty, empty, vectors, vectors, nothing)
 
 
-def _text(model: ModelPatcher, clip: Any, caption: str, size: tuple[int, int]) -> dict[str, Tensor]:
-    return _entry(model, read_caption(clip, caption)[0], size)
-
-
-def _entry(
-    model: ModelPatcher, entry: tuple[Tensor, Mapping[str, Any]], size: tuple[int, int]
-) -> dict[str, Tensor]:
-    """Text states, (1, length, width), and SDXL's vectors, (1, n)."""
-    found = {"states": plain(entry[0][:1])}
-    if model.model.adm_channels:
-        found["vectors"] = plain(adm_vector(model, entry, *size)[:1])
-    return found
+def _entry(model: ModelPatcher, entry: Entry, latents: tuple[int, ...]) -> dict[str, Tensor]:
+    """States, (1, length, width), vectors, (1, n), and what else the base takes, by name."""
+    text = text_of(model, (entry[0][:1], entry[1]), latents)
+    found = {"states": text.states, "vectors": text.vectors, **text.others}
+    return {name: plain(value) for name, value in found.items() if value is not None}
 
 
 def _finite(tensor: Tensor, name: str) -> Tensor:

@@ -35,6 +35,8 @@ def test_the_published_files(family: Family) -> None:
         Family.FLUX_XLABS: ("Flux.1", 16, 768, 4096, (3072,) * 19),
         Family.FLUX_INSTANTX: ("Flux.1", 128, 1152, 4096, (3072,) * 57),
         Family.SD3_INSTANTX: ("SD3.5-Large", 64, 1152, 2432, (2432,) * 38),
+        Family.TRANSFORMER: ("Cosmos-Predict2 2B", 4, 1024, 1024, (2048,) * 28),
+        Family.TRANSFORMER_PLUS: ("Cosmos-Predict2 2B", 16, 1280, 1024, (2048,) * 28),
     }[family]
     base, *dims = expected
     assert spec.base_name == base
@@ -65,6 +67,8 @@ TWINS = {
     Family.FLUX_XLABS: Family.STANDARD,
     Family.FLUX_INSTANTX: Family.FACEID,
     Family.SD3_INSTANTX: Family.PLUS,
+    Family.TRANSFORMER: Family.STANDARD,
+    Family.TRANSFORMER_PLUS: Family.PLUS,
 }
 
 
@@ -92,6 +96,8 @@ LAYER = {
     "XLabs": "double_blocks.7.processor.ip_adapter_double_stream_{}_proj",
     "InstantX": "ip_adapter.7.to_{}_ip",
     "InstantX timed": "ip_adapter.7.to_{}_ip",
+    "standard for transformers": "ip_adapter.7.to_{}_ip",
+    "Plus for transformers": "ip_adapter.7.to_{}_ip",
 }
 
 

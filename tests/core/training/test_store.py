@@ -97,7 +97,8 @@ def test_weights_are_told_by_names_shapes_types_and_values() -> None:
 
 
 def sets(folder: Path, count: int = 5) -> tuple[TrainingSet, StoredSet]:
-    """The same samples in memory and on disk; texts of two lengths, vectors as of SDXL."""
+    """The same samples in memory and on disk; texts of two lengths, vectors as of SDXL,
+    guidance as of Flux."""
     store = Store(folder)
     latents, features = rand(count, 4, 8, 8), rand(count, 3, 6, seed=1)
     texts = [rand(1, 4 if n % 2 else 8, 10, seed=n) for n in range(count)]
@@ -110,14 +111,14 @@ def sets(folder: Path, count: int = 5) -> tuple[TrainingSet, StoredSet]:
         store.put(row.text, {"states": texts[n], "vectors": vectors[n : n + 1]})
         rows.append(row)
     states = torch.cat([text.repeat(1, 8 // text.shape[1], 1) for text in texts])
-    long = empty.repeat(1, 2, 1)
+    long, others = empty.repeat(1, 2, 1), {"guidance": torch.tensor([3.5])}
     in_memory = TrainingSet(
         2 * latents,
         features.half().float(),
         torch.zeros(1, 3, 6),
-        Prompts(states, long, vectors, no_vectors),
+        Prompts(states, long, vectors, no_vectors, others),
     )
-    nothing = Prompts(long, long, no_vectors, no_vectors)
+    nothing = Prompts(long, long, no_vectors, no_vectors, others)
     stored = StoredSet(
         store, tuple(rows), torch.zeros(1, 3, 6), nothing, lambda latents: 2 * latents
     )
@@ -129,8 +130,9 @@ def test_batches_are_those_of_a_set_in_memory(tmp_path: Path, numbers: list[int]
     pair: tuple[Samples, Samples] = sets(tmp_path)
     image, text = (torch.tensor([flag(n) for n in numbers]) for flag in (lambda n: n > 2, bool))
     one, two = (found.batch(torch.tensor(numbers), image, text) for found in pair)
-    for name, tensor in vars(one).items():
-        assert torch.equal(tensor, getattr(two, name)), name
+    ours, theirs = ({**vars(batch), **batch.others} for batch in (one, two))
+    assert ours.pop("others").keys() == theirs.pop("others").keys() == {"guidance"}
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     in_memory, stored = sets(tmp_path)
     assert len(stored) == len(in_memory) and stored.latent_shape == in_memory.latent_shape
     assert stored.feature_width == in_memory.feature_width

@@ -16,6 +16,7 @@ from torch import Tensor
 from ipadapter.adapters.adapter import Adapter
 from ipadapter.adapters.checkpoint import checkpoint_from_dict, read_checkpoint
 from ipadapter.adapters.families import Family
+from ipadapter.adapters.wiring import KEY, VALUE
 from ipadapter.attention.folding import KeyValue
 from ipadapter.bases.unet import BASES
 from ipadapter.pictures.images import as_rgb
@@ -70,7 +71,7 @@ def test_standard_sd15_adapter_has_the_papers_parameter_count() -> None:
     with torch.device("meta"):
         projector = plan.family.row.projector(plan.shapes)
         matrices = [torch.empty(width, token_dim) for width in widths]
-        layers = {2 * i + 1: (matrix, matrix) for i, matrix in enumerate(matrices)}
+        layers = {2 * i + 1: {KEY: one, VALUE: one} for i, one in enumerate(matrices)}
     adapter = TrainableAdapter(projector, layers, plan.family)
     assert sum(parameter.numel() for parameter in adapter.parameters()) == 22_319_616
     assert all(parameter.requires_grad for parameter in adapter.parameters())

@@ -20,8 +20,8 @@ STEPS = 2
 class Scene:
     """What a graph has before the Apply node. The text conds are (text states, extra) pairs.
 
-    channels: of the latents. weight_types: some that the base has. attention: in the names of
-    matrices that a LoRA may change.
+    channels: of the latents. frames: 1 for bases of videos. weight_types: some that the base has.
+    attention: in the names of matrices that a LoRA may change.
     """
 
     host: Any
@@ -33,6 +33,7 @@ class Scene:
     channels: int = 4
     weight_types: tuple[str, ...] = ("linear", "style transfer precise", "style and composition")
     attention: str = ".attn2."
+    frames: tuple[int, ...] = ()
 
     @classmethod
     def build(cls, host: Any, geometry: Geometry, plus: bool = False) -> Scene:
@@ -63,12 +64,13 @@ class Scene:
             geometry.channels,
             ("linear", "ease in", "weak middle"),
             "attn.qkv",
+            (1,) if geometry.kind.startswith("Cosmos") else (),
         )
 
     @property
     def latents(self) -> Tensor:
         """Empty latents for one picture."""
-        return torch.zeros(1, self.channels, 16, 16)
+        return torch.zeros(1, self.channels, *self.frames, 16, 16)
 
     def apply(self, model: Any = None, image: Tensor | None = None, **given: Any) -> Any:
         """The MODEL that IPAdapter Advanced makes."""
@@ -105,7 +107,7 @@ class Scene:
             "scheduler": "normal",
             "positive": self.positive,
             "negative": self.negative,
-            "latent_image": {"samples": self.latents.repeat(batch, 1, 1, 1)},
+            "latent_image": {"samples": torch.cat([self.latents] * batch)},
             "denoise": 1.0,
         }
         (out,) = self.host.call(

@@ -137,6 +137,18 @@ class Demo:
         (images,) = self.host.call("VAEDecode", vae=self.vae, samples=latent)
         return images.clamp(0, 1).movedim(-1, 1)
 
+    def figures(self, images: Tensor) -> dict[str, float]:
+        """How near pictures come to the first references: distance of background and object,
+        overlap of the silhouettes, share of the shapes that are recognised."""
+        shown = SHOWN[: len(images)]
+        to = self.references[: len(images)].movedim(-1, 1)
+        return {
+            "background": round(self.background_distance(images, to), 3),
+            "object": round(self.object_distance(images, to), 3),
+            "overlap": round(self.shape_overlap(images, to), 3),
+            "shapes": self.shapes_recognised(images, shown),
+        }
+
     def background_distance(self, images: Tensor, to: Tensor) -> float:
         """Mean difference of the frames' median colours, on a scale of 0 to 2."""
         colour = self.tools.world.scenes.background_colour

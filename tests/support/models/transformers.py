@@ -16,9 +16,10 @@ TEXT_TOKENS = 9
 
 @dataclass(frozen=True)
 class Geometry:
-    """A transformer's shape. kind: "Flux", "Chroma" or "SD3". double, single: its blocks. rope:
+    """A transformer's shape. kind: "Flux", "Chroma", "SD3" or "CosmosT2IPredict2", the host's word.
+    double, single: its blocks. rope:
     widths of the axes of the rotary embedding. channels: of its latents. text_dim: width of the
-    text states; pooled: of the pooled text."""
+    text states; pooled: of the pooled text. dual: SD3.5-Medium's blocks with two attentions."""
 
     name: str
     kind: str
@@ -30,6 +31,7 @@ class Geometry:
     channels: int = 16
     text_dim: int = 32
     pooled: int = 24
+    dual: int = 0
 
     @property
     def width(self) -> int:
@@ -44,8 +46,12 @@ TINY_FLUX = Geometry("tiny Flux", "Flux", 4, 16, double=3, single=3)
 # ComfyUI counts on Chroma's 344 modulations.
 TINY_CHROMA = Geometry("tiny Chroma", "Chroma", 4, 16, double=19, single=38)
 TINY_SD3 = Geometry("tiny SD3.5", "SD3", 3, 64, double=3)
+# All blocks of SD3.5-Medium's first half have a second attention, of the picture to itself.
+TINY_MEDIUM = Geometry("tiny SD3.5-Medium", "SD3", 3, 64, double=3, dual=2)
+TINY_COSMOS = Geometry("tiny Cosmos", "CosmosT2IPredict2", 2, 32, double=3)
 FLUX_DEV = Geometry("Flux.1", "Flux", 24, 128, 19, 38, (16, 56, 56), text_dim=4096, pooled=768)
 SD35_LARGE = Geometry("SD3.5-Large", "SD3", 38, 64, 38, text_dim=4096, pooled=2048)
+COSMOS_2B = Geometry("Cosmos", "CosmosT2IPredict2", 16, 128, 28, text_dim=1024)
 # One block of each kind at the published width.
 WIDE_FLUX = Geometry("Flux, two blocks", "Flux", 24, 128, 1, 1, (16, 56, 56), text_dim=4096)
 WIDE_SD3 = Geometry("SD3.5-Large's width", "SD3", 38, 64, 1, text_dim=4096, pooled=2048)
@@ -60,7 +66,8 @@ class Pair:
     model: Any
 
     def latents(self, batch: int = 2, height: int = 8, width: int = 12) -> Tensor:
-        return _seeded(7, batch, self.geometry.channels, height, width)
+        shape = (1, height, width) if self.geometry.kind.startswith("Cosmos") else (height, width)
+        return _seeded(7, batch, self.geometry.channels, *shape)
 
     def text(self, batch: int = 2) -> tuple[Tensor, Tensor]:
         """Text states and pooled text."""
@@ -76,6 +83,8 @@ class Pair:
         network = self.model.model.diffusion_model
         if self.geometry.kind == "SD3":
             return list(network.joint_blocks)
+        if self.geometry.kind == "CosmosT2IPredict2":
+            return list(network.blocks)
         return [*network.double_blocks, *network.single_blocks]
 
 
@@ -173,6 +182,23 @@ def _sd3_reference(geometry: Geometry) -> Any:
         pooled_projection_dim=geometry.pooled,
         pos_embed_max_size=16,
         qk_norm="rms_norm",
+        dual_attention_layers=tuple(range(geometry.dual)),
+    ).train(False)
+
+
+def _cosmos_reference(geometry: Geometry) -> Any:
+    from diffusers import CosmosTransformer3DModel
+
+    return CosmosTransformer3DModel(
+        in_channels=geometry.channels,
+        out_channels=geometry.channels,
+        num_attention_heads=geometry.heads,
+        attention_head_dim=geometry.head_dim,
+        num_layers=geometry.double,
+        text_embed_dim=geometry.text_dim,
+        adaln_lora_dim=16,
+        rope_scale=(1.0, 4.0, 4.0),
+        extra_pos_embed_type=None,
     ).train(False)
 
 
@@ -250,6 +276,30 @@ def sd3_config(geometry: Geometry) -> dict[str, Any]:
         "num_patches": 256,
         "qk_norm": "rms",
         "qkv_bias": True,
+        "x_block_self_attn_layers": list(range(geometry.dual)),
+    }
+
+
+def cosmos_config(geometry: Geometry) -> dict[str, Any]:
+    """Arguments of the host's Cosmos-Predict2."""
+    return {
+        "image_model": "cosmos_predict2",
+        "max_img_h": 240,
+        "max_img_w": 240,
+        "max_frames": 128,
+        "in_channels": geometry.channels,
+        "out_channels": geometry.channels,
+        "patch_spatial": 2,
+        "patch_temporal": 1,
+        "model_channels": geometry.width,
+        "num_blocks": geometry.double,
+        "num_heads": geometry.heads,
+        "crossattn_emb_channels": geometry.text_dim,
+        "pos_emb_cls": "rope3d",
+        "use_adaln_lora": True,
+        "adaln_lora_dim": 16,
+        "rope_h_extrapolation_ratio": 4.0,
+        "rope_w_extrapolation_ratio": 4.0,
     }
 
 
@@ -294,6 +344,45 @@ def _sd3_model(geometry: Geometry, state: Mapping[str, Tensor]) -> Any:
     return _patcher(network, "SD3", config)
 
 
+def _cosmos_model(geometry: Geometry, state: Mapping[str, Tensor]) -> Any:
+    from comfy.ldm.cosmos.predict2 import MiniTrainDIT
+
+    config = cosmos_config(geometry)
+    network = _network(MiniTrainDIT, config)
+    _fill(network, {key: _cosmos_name(key) for key in state}, state)
+    return _patcher(network, geometry.kind, config)
+
+
+# Where diffusers' names of Cosmos differ from the published ones.
+_COSMOS = (
+    ("transformer_blocks.", "blocks."),
+    (".norm1.linear_", ".adaln_modulation_self_attn."),
+    (".norm2.linear_", ".adaln_modulation_cross_attn."),
+    (".norm3.linear_", ".adaln_modulation_mlp."),
+    (".attn1.", ".self_attn."),
+    (".attn2.", ".cross_attn."),
+    (".to_q.", ".q_proj."),
+    (".to_k.", ".k_proj."),
+    (".to_v.", ".v_proj."),
+    (".to_out.0.", ".output_proj."),
+    (".norm_q.", ".q_norm."),
+    (".norm_k.", ".k_norm."),
+    (".ff.net.0.proj.", ".mlp.layer1."),
+    (".ff.net.2.", ".mlp.layer2."),
+    ("patch_embed.proj.", "x_embedder.proj.1."),
+    ("time_embed.t_embedder.", "t_embedder.1."),
+    ("time_embed.norm.", "t_embedding_norm."),
+    ("norm_out.linear_", "final_layer.adaln_modulation."),
+    ("proj_out.", "final_layer.linear."),
+)
+
+
+def _cosmos_name(key: str) -> str:
+    for theirs, published in _COSMOS:
+        key = key.replace(theirs, published)
+    return key
+
+
 def _last_block(names: Mapping[str, Any], geometry: Geometry) -> dict[str, Any]:
     """Names with the swap of shift and scale at the last block, where the host's list has it at the
     block with the number of heads."""
@@ -334,11 +423,22 @@ def _patcher(network: Any, kind: str, config: Mapping[str, Any]) -> Any:
 
     family = getattr(comfy.supported_models, kind)(dict(config))
     family.unet_config = {**config, "disable_unet_model_creation": True}
-    model = getattr(comfy.model_base, kind)(family)
+    name = {"CosmosT2IPredict2": "CosmosPredict2"}.get(kind, kind)
+    model = getattr(comfy.model_base, name)(family)
     family.unet_config = dict(config)
     model.diffusion_model = network.train(False)
     return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
 
-_REFERENCES = {"Flux": _flux_reference, "Chroma": _chroma_reference, "SD3": _sd3_reference}
-_MODELS = {"Flux": _flux_model, "Chroma": _chroma_model, "SD3": _sd3_model}
+_REFERENCES = {
+    "Flux": _flux_reference,
+    "Chroma": _chroma_reference,
+    "SD3": _sd3_reference,
+    "CosmosT2IPredict2": _cosmos_reference,
+}
+_MODELS = {
+    "Flux": _flux_model,
+    "Chroma": _chroma_model,
+    "SD3": _sd3_model,
+    "CosmosT2IPredict2": _cosmos_model,
+}

@@ -3,7 +3,8 @@ weights and inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..models.transformers import TEXT_TOKENS, Pair
+from ..models.transformers import Pair
 from .sampler import on_grid
 
 TIME = 0.6  # of the noise schedule, from 1 to 0
@@ -42,41 +43,58 @@ def reference_output(
     Flux, (rows, patches, width) per block."""
     latents, (text, pooled) = pair.latents(), pair.text()
     time = torch.full((len(latents),), TIME)
-    given: dict[str, Any] = {"encoder_hidden_states": text, "joint_attention_kwargs": joint}
     with torch.no_grad():
-        if pair.geometry.kind == "SD3":
-            given |= {"pooled_projections": pooled, "timestep": 1000 * time}
-            return pair.reference(hidden_states=latents, **given).sample
-        given |= {"txt_ids": torch.zeros(TEXT_TOKENS, 3), "img_ids": positions(latents)}
-        if pair.geometry.kind == "Flux":
-            given |= {"pooled_projections": pooled, "guidance": torch.full_like(time, 3.5)}
+        more: dict[str, Any] = {} if joint is None else {"joint_attention_kwargs": joint}
         if control:
             double = pair.geometry.double
-            given["controlnet_block_samples"] = control[:double]
-            given["controlnet_single_block_samples"] = control[double:]
-        patches = pair.reference(hidden_states=packed(latents), timestep=time, **given).sample
-        return unpacked(patches, latents)
+            more["controlnet_block_samples"] = control[:double]
+            more["controlnet_single_block_samples"] = control[double:]
+        return reference_call(pair, latents, time, text, pooled, **more)
+
+
+def reference_call(
+    pair: Pair, latents: Tensor, time: Tensor, text: Tensor, pooled: Tensor, **more: Any
+) -> Tensor:
+    """What `diffusers` predicts of noisy latents at times of 0 to 1. more: other arguments of its
+    transformer."""
+    given: dict[str, Any] = {"encoder_hidden_states": text, **more}
+    if pair.geometry.kind == "CosmosT2IPredict2":
+        nothing = latents.new_zeros(1, 1, *latents.shape[-2:])
+        return pair.reference(latents, time, text, padding_mask=nothing).sample
+    if pair.geometry.kind == "SD3":
+        given |= {"pooled_projections": pooled, "timestep": 1000 * time}
+        return pair.reference(hidden_states=latents, **given).sample
+    given |= {"txt_ids": torch.zeros(text.shape[1], 3), "img_ids": positions(latents)}
+    if pair.geometry.kind == "Flux":
+        given |= {"pooled_projections": pooled, "guidance": torch.full_like(time, 3.5)}
+    patches = pair.reference(hidden_states=packed(latents), timestep=time, **given).sample
+    return unpacked(patches, latents)
 
 
 def model_output(pair: Pair, model: Any, control: Sequence[Tensor] = (), **options: Any) -> Tensor:
     """What a MODEL of the host predicts: row 0 uncond, row 1 cond. control: as for
     `reference_output`. options: transformer options beside those of the MODEL."""
     latents, (text, pooled) = pair.latents(), pair.text()
+    cosmos = pair.geometry.kind == "CosmosT2IPredict2"
+    sigma = TIME / (1 - TIME) if cosmos else TIME  # noise over signal
     given = {
         **model.model_options["transformer_options"],
         "wrappers": model.wrappers,  # the host puts them there when a sampling begins
         "cond_or_uncond": [1, 0],
-        "sigmas": torch.full((2,), TIME),
+        "sigmas": torch.full((2,), sigma),
         **options,
     }
     kwargs: dict[str, Any] = {
         "Flux": {"y": pooled, "guidance": torch.full((2,), 3.5)},
         "Chroma": {"guidance": torch.zeros(2)},
         "SD3": {"y": pooled},
+        "CosmosT2IPredict2": {},
     }[pair.geometry.kind]
     if control:
         double = pair.geometry.double
         kwargs["control"] = {"input": control[:double], "output": control[double:]}
+    if cosmos:
+        latents = latents * (1 + sigma)  # which the host takes back
     with torch.no_grad():
         return _predicted(model.model, latents, text, given, kwargs)
 
@@ -92,9 +110,8 @@ def _predicted(
 
     handle = model.diffusion_model.register_forward_hook(note)
     try:
-        model.apply_model(
-            latents, torch.full((2,), TIME), c_crossattn=text, transformer_options=options, **kwargs
-        )
+        given = {"c_crossattn": text, "transformer_options": options, **kwargs}
+        model.apply_model(latents, options["sigmas"], **given)
     finally:
         handle.remove()
     return seen[0]
@@ -194,3 +211,64 @@ def sd3_output(pair: Pair, case: Case) -> Tensor:
         return torch.stack(rows)
     finally:
         network.set_attn_processor(plain)
+
+
+@contextmanager
+def normed_terms(
+    pair: Pair, images: Sequence[tuple[Tensor, Tensor]], weight: float = 1.0
+) -> Iterator[None]:
+    """The reference with `weight * Attn(Q, K', V')` before each attention's projection, written
+    plainly: Q as its norm gives it, K' and V' (rows, tokens, width) per block."""
+    blocks = pair.reference.transformer_blocks
+    attentions = [block.attn if hasattr(block, "attn") else block.attn2 for block in blocks]
+    seen: dict[int, Tensor] = {}
+
+    def keep(number: int) -> Any:
+        return lambda _module, _args, query: seen.__setitem__(number, query)
+
+    def add(number: int) -> Any:
+        def added(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            query = seen[number]
+            key, value = (
+                part.unflatten(-1, (query.shape[1], -1)).transpose(1, 2) for part in images[number]
+            )
+            scores = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
+            return (args[0] + weight * (scores @ value).transpose(1, 2).flatten(2),)
+
+        return added
+
+    hooks = [
+        hook
+        for number, attention in enumerate(attentions)
+        for hook in (
+            attention.norm_q.register_forward_hook(keep(number)),
+            attention.to_out[0].register_forward_pre_hook(add(number)),
+        )
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def normed_pairs(
+    state: Mapping[str, Tensor], features: Tensor, blocks: int, head_dim: int
+) -> list[tuple[Tensor, Tensor]]:
+    """K' and V' per block of an adapter of this pack's layout, from one picture's features, (rows,
+    width), written plainly; differentiable in `state`."""
+    functional = torch.nn.functional
+    tokens = functional.linear(
+        features, state["image_proj.proj.weight"], state["image_proj.proj.bias"]
+    )
+    width = len(state["image_proj.norm.weight"])
+    norm = (state["image_proj.norm.weight"], state["image_proj.norm.bias"])
+    tokens = functional.layer_norm(tokens.unflatten(-1, (-1, width)), (width,), *norm)
+    found = []
+    for number in range(blocks):
+        place = f"ip_adapter.{number}"
+        key = (tokens @ state[f"{place}.to_k_ip.weight"].T).unflatten(-1, (-1, head_dim))
+        size = (key.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        key = key / size * state[f"{place}.norm_ip_k.weight"]
+        found.append((key.flatten(-2), tokens @ state[f"{place}.to_v_ip.weight"].T))
+    return found
