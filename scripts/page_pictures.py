@@ -85,7 +85,12 @@ def main() -> int:
             say("docs/editors.webp")
             shown = [*layer_editor(page), *curve(page), *training(page, server)]
             first, *others = shown
-            options = {"duration": FRAME_MS, "loop": 0, "quality": QUALITY, "method": 6}
+            options: dict[str, Any] = {
+                "duration": FRAME_MS,
+                "loop": 0,
+                "quality": QUALITY,
+                "method": 6,
+            }
             path = ROOT / "docs" / "editors.webp"
             first.save(path, save_all=True, append_images=others, **options)
     return 0

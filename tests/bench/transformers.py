@@ -93,7 +93,8 @@ class Step:
 
     def __call__(self, model: Any) -> Any:
         """Run it once."""
-        kind, geometry, to = self.geometry.kind, self.geometry, {"device": self.device}
+        kind, geometry = self.geometry.kind, self.geometry
+        to: dict[str, Any] = {"device": self.device}
         rows = ROWS[kind]
         options = {
             **model.model_options["transformer_options"],

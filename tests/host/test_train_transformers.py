@@ -122,7 +122,7 @@ def their_step(pair: Pair, data: Any, draw: Any) -> tuple[float, dict[str, Tenso
     predict, leaves = reference_with(pair, features)
     loss = (predict(noisy, time, text, pooled) - (draw.noise - latents)).square().mean()
     loss.backward()
-    return float(loss.detach()), {name: leaf.grad for name, leaf in leaves.items()}
+    return float(loss.detach()), {name: torch.as_tensor(leaf.grad) for name, leaf in leaves.items()}
 
 
 def reference_with(pair: Pair, features: Tensor) -> tuple[Any, dict[str, Tensor]]:

@@ -45,7 +45,7 @@ def _on_copies(forward: Callable[..., Any], number: int) -> Callable[..., Any]:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         copied = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]
-        named = {
+        named: dict[str, Any] = {
             name: arg.clone() if isinstance(arg, Tensor) else arg for name, arg in kwargs.items()
         }
         if "transformer_options" in named:
@@ -60,7 +60,9 @@ def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
         # The UNet writes into its options which block it has come to; the second time, each block
         # must read what was there the first time.
         kept = [dict(arg) if isinstance(arg, dict) else arg for arg in args]
-        named = {name: dict(arg) if isinstance(arg, dict) else arg for name, arg in kwargs.items()}
+        named: dict[str, Any] = {
+            name: dict(arg) if isinstance(arg, dict) else arg for name, arg in kwargs.items()
+        }
         return checkpoint(forward, *kept, use_reentrant=False, **named)
 
     return call
