@@ -55,8 +55,7 @@ def reference_output(
 def reference_call(
     pair: Pair, latents: Tensor, time: Tensor, text: Tensor, pooled: Tensor, **more: Any
 ) -> Tensor:
-    """What `diffusers` predicts of noisy latents at times of 0 to 1. more: other arguments of its
-    transformer."""
+    """What `diffusers` predicts of noisy latents at times of 0 to 1. more: arguments of its own."""
     given: dict[str, Any] = {"encoder_hidden_states": text, **more}
     if pair.geometry.kind == "CosmosT2IPredict2":
         nothing = latents.new_zeros(1, 1, *latents.shape[-2:])
