@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..adapters.checkpoint import read_checkpoint
-from ..adapters.families import FaceVersion
+from ..adapters.families import FaceVersion, Family
 from ..adapters.spec import AdapterSpec
 from ..adapters.vision import ENCODERS, encoder_name
 from ..errors import Problem
@@ -111,9 +111,14 @@ def find_encoder(spec: AdapterSpec, encoders: ModelFolder) -> FoundFile:
 
 def encoder_source(spec: AdapterSpec) -> EncoderSource | None:
     """Where the encoder that an adapter needs is published; None for an unknown one."""
-    wanted, size = spec.embed_source, spec.family.row.encoder_size
-    fitting = (one for one in ENCODER_SOURCES if one.kind.width(wanted) == spec.embed_dim)
-    return next((one for one in fitting if size in (0, one.kind.image_size)), None)
+    return family_encoder(spec.family, spec.embed_dim)
+
+
+def family_encoder(family: Family, width: int) -> EncoderSource | None:
+    """The same for adapters of a family that take features of a width."""
+    row = family.row
+    fitting = (one for one in ENCODER_SOURCES if one.kind.width(row.reads) == width)
+    return next((one for one in fitting if row.encoder_size in (0, one.kind.image_size)), None)
 
 
 def find_lora(

@@ -6,19 +6,32 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..adapters.spec import AdapterSpec
+from ..bases.flux import FLUX
 from ..bases.layout import Layout
+from ..bases.sd3 import LARGE
 from ..bases.unet import base_name
 from ..errors import plain_text
 from ..files.kinds import Kind
-from .choose import PresetFiles, choose, encoder_source, presets_of, why_not_encoder, without_name
+from .choose import (
+    PresetFiles,
+    choose,
+    encoder_source,
+    family_encoder,
+    presets_of,
+    why_not_encoder,
+    without_name,
+)
 from .downloads import DOWNLOADS
-from .presets import ENCODER_SOURCES, PLUS, STANDARD, requirement
+from .presets import PLUS, STANDARD, requirement
 from .remarks import remark
 from .scan import EncoderFacts, FoundFile, ModelFolder, why_not_width
 
 SHOWN = 60
 # The first things to try on each base.
-_USUAL = (("SD1.5", STANDARD), ("SD1.5", PLUS), ("SDXL", STANDARD), ("SDXL", PLUS))
+_USUAL = (
+    *(("SD1.5", STANDARD), ("SD1.5", PLUS), ("SDXL", STANDARD), ("SDXL", PLUS)),
+    *((FLUX, STANDARD), (FLUX, PLUS), (LARGE, PLUS)),
+)
 
 
 @dataclass(frozen=True)
@@ -121,14 +134,12 @@ def _missing_section(folders: ModelFolders) -> list[str]:
             choose(preset, base, folders.adapters, folders.encoders, folders.loras)
         except (ValueError, FileNotFoundError):
             needed = requirement(preset, base)
-            width = needed.embed_dim
-            encoder = next(
-                one for one in ENCODER_SOURCES if one.kind.width(needed.family.row.reads) == width
-            )
+            encoder = family_encoder(needed.family, needed.embed_dim)
             lines += [f'  {base}, preset "{preset}":']
             lines += [
                 f"    {DOWNLOADS[name].advice} to models/{DOWNLOADS[name].directory}"
-                for name in (needed.file, encoder.file)
+                for name in (needed.file, encoder.file if encoder else "")
+                if name
             ]
     return ["TO GET  (what is there already need not be fetched again)", *lines] if lines else []
 

@@ -111,12 +111,16 @@ _MEANINGS = {
 }
 
 _FLUX = {
-    STANDARD: Requirement(Family.FLUX_XLABS, tokens=4, file="flux-ip-adapter.safetensors"),
+    STANDARD: Requirement(
+        Family.FLUX_XLABS, Variant.ANY, 768, "flux-ip-adapter.safetensors", tokens=4
+    ),
     PLUS: Requirement(
         Family.FLUX_XLABS,
+        Variant.ANY,
+        768,
+        "flux-ip-adapter-v2.safetensors",
         tokens=16,
-        file="flux-ip-adapter-v2.safetensors",
-        other=Requirement(Family.FLUX_INSTANTX, file="flux.1-dev-ip-adapter.bin"),
+        other=Requirement(Family.FLUX_INSTANTX, Variant.ANY, 1152, "flux.1-dev-ip-adapter.bin"),
     ),
 }
 
@@ -165,7 +169,9 @@ OFFICIAL: dict[str, dict[str, Requirement]] = {
     "Kolors": {KOLORS: _KOLORS},
     FLUX: _FLUX,
     CHROMA: _FLUX,
-    LARGE: {PLUS: Requirement(Family.SD3_INSTANTX, file="sd3.5-large-ip-adapter.bin")},
+    LARGE: {
+        PLUS: Requirement(Family.SD3_INSTANTX, Variant.ANY, 1152, "sd3.5-large-ip-adapter.bin")
+    },
 }
 
 ENCODER_SOURCES = (

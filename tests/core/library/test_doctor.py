@@ -123,9 +123,12 @@ def test_without_a_model_it_lists_all_and_what_to_get(folders: ModelFolders) -> 
     for name in ("ip-adapter_sd15.safetensors", "ip-adapter-plus_sdxl_vit-h.safetensors"):
         assert f"{DOWNLOADS[name].url} to models/ipadapter" in missing
     assert "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors (2.53 GB)" in missing
+    *_, flux, _plus, large = missing.split("preset")
+    assert "flux-ip-adapter.safetensors" in flux and "clip-vit-large-patch14.safetensors" in flux
+    assert "sd3.5-large-ip-adapter.bin" in large and "sigclip_vision" in large
 
 
-def test_nothing_is_left_to_get(tmp_path: Path) -> None:
+def test_what_is_there_is_not_to_get(tmp_path: Path) -> None:
     for needed in (OFFICIAL[base][preset] for base in ("SD1.5", "SDXL") for preset in USUAL):
         file = next(f for f in OFFICIAL_FILES if f.name == needed.file)
         adapter_file(tmp_path / "ipadapter" / needed.file, file.shapes())
@@ -133,7 +136,10 @@ def test_nothing_is_left_to_get(tmp_path: Path) -> None:
     (tmp_path / "loras").mkdir()
     names = ("ipadapter", "clip_vision", "loras")
     whole = ModelFolders(*(scan([tmp_path / name]) for name in names))
-    assert "TO GET" not in text(DoctorSubject(), whole)
+    result = text(DoctorSubject(), whole)
+    missing = result[result.index("TO GET") :]
+    assert "Flux.1" in missing and "SD3.5-Large" in missing
+    assert "SD1.5" not in missing and "SDXL" not in missing
 
 
 @pytest.mark.parametrize(
