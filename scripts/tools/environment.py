@@ -53,7 +53,10 @@ class Environment:
         """The process environment of a child: the host importable, no user site."""
         path = os.pathsep.join(filter(None, (str(self.host), os.environ.get("PYTHONPATH"))))
         ours = {"COMFYUI_PATH": str(self.host), "PYTHONNOUSERSITE": "1", "PYTHONPATH": path}
-        return {**os.environ, **ours}
+        given = dict(os.environ)
+        # Else every process compiles all that it imports: 15 s of each test worker and server.
+        given.pop("PYTHONDONTWRITEBYTECODE", None)
+        return given | ours
 
     def become(self, arguments: Sequence[str | Path]) -> NoReturn:
         """Go on as the interpreter with these arguments, its exit code being ours."""

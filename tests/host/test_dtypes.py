@@ -66,7 +66,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 @pytest.fixture
 def seen(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, ...]]:
     """(result, query, ip_key, ip_value) of every image attention of the test."""
-    module = scene.host.module("ipadapter.attention.injection")
+    module = scene.host.module("ipadapter.attention.terms")
     real, calls = module.add_image_attention, []
 
     def spy(
