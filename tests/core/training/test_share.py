@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import socket
-from datetime import timedelta
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,18 @@ import torch
 from support.references.toy_training import whole
 
 from ipadapter.training.recipe import BatchDraw
-from ipadapter.training.share import ALONE, Share, distributed
+from ipadapter.training.share import ALONE, Share
 from ipadapter.training.state import TrainState
 
+ROOT = Path(__file__).resolve().parents[3]
 STEPS = 20
+CHILD = """
+import sys
+from support.references.toy_training import one_of_two
+*numbers, out = sys.argv[1:]
+one_of_two(*map(int, numbers), out)
+"""
+PATHS = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
 Tensors = dict[str, torch.Tensor]
 
 
@@ -25,29 +34,17 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def worker(rank: int, world: int, port: int, stop: int, out: Path) -> None:
-    """One process of several; the first writes where they came to."""
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=120),
-    )
-    found = whole(STEPS, stop, None, distributed())
-    if rank == 0:
-        torch.save(found.tensors(), out)
-
-
 def run_on_two(out: Path, stop: int = 1000) -> Tensors:
-    """Train in two processes. Forked, as starting Python and torch anew takes longer than this."""
-    forked, port = multiprocessing.get_context("fork"), free_port()
-    both = [forked.Process(target=worker, args=(rank, 2, port, stop, out)) for rank in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(240)
-    assert [process.exitcode for process in both] == [0, 0]
+    """Train in two processes. Started anew: a fork of a process that has threads, as other tests
+    leave them, may stand still."""
+    port = free_port()
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, *map(str, (rank, port, STEPS, stop, out))], env=PATHS
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(240) for process in both] == [0, 0]
     return torch.load(out, weights_only=True)
 
 

@@ -4,6 +4,7 @@ processes of their own."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from ipadapter.attention.folding import KeyValue
 from ipadapter.training.data import Batch, Prompts, TrainingSet
 from ipadapter.training.recipe import NoiseSchedule, TrainSettings
 from ipadapter.training.run import FrozenBase, run
-from ipadapter.training.share import Share
+from ipadapter.training.share import Share, distributed
 from ipadapter.training.state import TrainState
 from ipadapter.training.study import Learn, Lesson
 from ipadapter.training.trainable import ProjectorPlan, TrainableAdapter
@@ -85,3 +86,17 @@ def whole(steps: int, stop: int, state: TrainState | None, share: Share) -> Trai
     return run(
         new_adapter(), samples(), base, settings, lambda _stage: bool(next(left, 0)), state
     ).state
+
+
+def one_of_two(rank: int, port: int, steps: int, stop: int, out: str) -> None:
+    """A process of two; the first writes where they came to into the file `out`."""
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=120),
+    )
+    found = whole(steps, stop, None, distributed())
+    if rank == 0:
+        torch.save(found.tensors(), out)
