@@ -249,6 +249,24 @@ def _settings(given: Mapping[str, Any], loss_weighting: str) -> TrainSettings:
     return TrainSettings(**plain, weighting=chosen(Weighting, loss_weighting, "loss_weighting"))
 
 
+def _recipe(
+    family: str,
+    num_tokens: int,
+    precision: str,
+    checkpointing: bool,
+    flow_times: str,
+    settings: TrainSettings,
+) -> Recipe:
+    return Recipe(
+        chosen(Family, family, "family"),
+        whole_number(num_tokens, "num_tokens"),
+        chosen(Precision, precision, "precision"),
+        checkpointing,
+        chosen(Spread, flow_times, "flow_times"),
+        settings,
+    )
+
+
 class IPAdapterTrain(io.ComfyNode):
     """Train an adapter on a frozen checkpoint."""
 
@@ -310,14 +328,8 @@ class IPAdapterTrain(io.ComfyNode):
         flow_times: str = Spread.LOGIT_NORMAL.value,
         **settings: Any,
     ) -> io.NodeOutput:
-        recipe = Recipe(
-            chosen(Family, family, "family"),
-            whole_number(num_tokens, "num_tokens"),
-            chosen(Precision, precision, "precision"),
-            checkpointing,
-            chosen(Spread, flow_times, "flow_times"),
-            _settings(settings, loss_weighting),
-        )
+        wanted = family, num_tokens, precision, checkpointing, flow_times
+        recipe = _recipe(*wanted, _settings(settings, loss_weighting))
         kept = store() if keep_encoded else None
         pictures = pictures_of(images, image_folder, captions, skip_unreadable, kept)
         texts = (clip, conditioning, empty_conditioning)

@@ -83,27 +83,38 @@ def instantx(geometry: Geometry, embed_dim: int = 48, tokens: int = 8, seed: int
     return state
 
 
+def resampler_ends(draw: Draw, tokens: int, widths: tuple[int, int, int]) -> State:
+    """What a resampler has beside its layers. widths: of the encoder, inside, and of its tokens."""
+    embed_dim, dim, width = widths
+    state = {"image_proj.latents": draw.matrix(1, tokens, dim)}
+    state |= draw.linear("image_proj.proj_in", dim, embed_dim)
+    state |= draw.linear("image_proj.proj_out", width, dim)
+    return state | draw.norm("image_proj.norm_out", width)
+
+
+def resampler_layer(draw: Draw, number: int, dim: int) -> State:
+    """Attention and feed-forward of one layer of a resampler."""
+    attention, feed_forward = (f"image_proj.layers.{number}.{part}" for part in (0, 1))
+    state = draw.norm(f"{attention}.norm1", dim) | draw.norm(f"{attention}.norm2", dim)
+    state |= draw.linear(f"{attention}.to_q", dim, dim, bias=False)
+    state |= draw.linear(f"{attention}.to_kv", 2 * dim, dim, bias=False)
+    state |= draw.linear(f"{attention}.to_out", dim, dim, bias=False)
+    state |= draw.norm(f"{feed_forward}.0", dim)
+    state |= draw.linear(f"{feed_forward}.1", 4 * dim, dim, bias=False)
+    return state | draw.linear(f"{feed_forward}.3", dim, 4 * dim, bias=False)
+
+
 def sd3(
     geometry: Geometry, embed_dim: int = 48, tokens: int = 8, seed: int = 3, dim: int = 128
 ) -> State:
     """InstantX's file for SD3.5-Large, flat: a projector of width `dim` and layers that depend on
     the timestep."""
     draw, waves = Draw(seed), dim // 4
-    state = {"image_proj.latents": draw.matrix(1, tokens, dim)}
-    state |= draw.linear("image_proj.proj_in", dim, embed_dim)
-    state |= draw.linear("image_proj.proj_out", geometry.width, dim)
-    state |= draw.norm("image_proj.norm_out", geometry.width)
+    state = resampler_ends(draw, tokens, (embed_dim, dim, geometry.width))
     state |= draw.linear("image_proj.time_embedding.linear_1", dim, waves)
     state |= draw.linear("image_proj.time_embedding.linear_2", dim, dim)
     for layer in range(4):
-        attention, feed_forward = (f"image_proj.layers.{layer}.{part}" for part in (0, 1))
-        state |= draw.norm(f"{attention}.norm1", dim) | draw.norm(f"{attention}.norm2", dim)
-        state |= draw.linear(f"{attention}.to_q", dim, dim, bias=False)
-        state |= draw.linear(f"{attention}.to_kv", 2 * dim, dim, bias=False)
-        state |= draw.linear(f"{attention}.to_out", dim, dim, bias=False)
-        state |= draw.norm(f"{feed_forward}.0", dim)
-        state |= draw.linear(f"{feed_forward}.1", 4 * dim, dim, bias=False)
-        state |= draw.linear(f"{feed_forward}.3", dim, 4 * dim, bias=False)
+        state |= resampler_layer(draw, layer, dim)
         state |= draw.linear(f"image_proj.layers.{layer}.2.1", 4 * dim, dim)
     for number in range(geometry.blocks):
         place, width = f"ip_adapter.{number}", geometry.width

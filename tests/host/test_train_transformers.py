@@ -314,13 +314,7 @@ def test_another_packs_attention_before_or_after(scene: Scene) -> None:
 def test_maps_show_a_picture_where_its_mask_lets_it(scene: Scene) -> None:
     left = torch.zeros(1, 16, 16)
     left[:, :, :8] = 1.0
-    model, record = scene.host.call(
-        "IPAdapterRecordAttention", model=scene.apply(attn_mask=left), show="effect", blocks="all"
-    )
-    scene.sample(model)
-    _, maps = scene.host.call(
-        "IPAdapterAttentionMap", record=record, image=torch.zeros(1, 16, 16, 3), opacity=0.5
-    )
+    maps = scene.maps(scene.apply(attn_mask=left))
     assert maps.shape == (1, 16, 16)
     assert maps[:, :, 10:].max() < 0.1 < maps[:, :, :6].mean()
 

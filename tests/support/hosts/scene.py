@@ -115,6 +115,16 @@ class Scene:
         )
         return out["samples"]
 
+    def maps(self, model: Any) -> Tensor:
+        """Where image prompts act in every block of a MODEL's sampling, (1, 16, 16)."""
+        model, record = self.host.call(
+            "IPAdapterRecordAttention", model=model, show="effect", blocks="all"
+        )
+        self.sample(model)
+        image = torch.zeros(1, 16, 16, 3)
+        _, maps = self.host.call("IPAdapterAttentionMap", record=record, image=image, opacity=0.5)
+        return maps
+
 
 def picture(seed: int, images: int = 1) -> Tensor:
     """A seeded random IMAGE of another size than the encoder's."""

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from tools.transformer_adapters import SHAPES_ONLY, Draw, State, instantx, sd3, xlabs
+from tools.transformer_adapters import (
+    SHAPES_ONLY,
+    Draw,
+    State,
+    instantx,
+    resampler_ends,
+    resampler_layer,
+    sd3,
+    xlabs,
+)
 
 from .transformers import COSMOS_2B, FLUX_DEV, SD35_LARGE, Geometry
 
@@ -26,19 +35,9 @@ def normed(
 
 def normed_plus(geometry: Geometry, embed_dim: int = 48, tokens: int = 8, dim: int = 64) -> State:
     """The same with a resampler, shapes only."""
-    draw, width = Draw(SHAPES_ONLY), geometry.text_dim
-    state = {"image_proj.latents": draw.matrix(1, tokens, dim)}
-    state |= draw.linear("image_proj.proj_in", dim, embed_dim)
-    state |= draw.linear("image_proj.proj_out", width, dim)
-    state |= draw.norm("image_proj.norm_out", width)
-    attention, feed_forward = "image_proj.layers.0.0", "image_proj.layers.0.1"
-    state |= draw.norm(f"{attention}.norm1", dim) | draw.norm(f"{attention}.norm2", dim)
-    state |= draw.linear(f"{attention}.to_q", dim, dim, bias=False)
-    state |= draw.linear(f"{attention}.to_kv", 2 * dim, dim, bias=False)
-    state |= draw.linear(f"{attention}.to_out", dim, dim, bias=False)
-    state |= draw.norm(f"{feed_forward}.0", dim)
-    state |= draw.linear(f"{feed_forward}.1", 4 * dim, dim, bias=False)
-    state |= draw.linear(f"{feed_forward}.3", dim, 4 * dim, bias=False)
+    draw = Draw(SHAPES_ONLY)
+    state = resampler_ends(draw, tokens, (embed_dim, dim, geometry.text_dim))
+    state |= resampler_layer(draw, 0, dim)
     layers = normed(geometry, embed_dim, seed=SHAPES_ONLY)
     return state | {key: value for key, value in layers.items() if key.startswith("ip_adapter")}
 
